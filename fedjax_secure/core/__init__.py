@@ -1,0 +1,29 @@
+"""The contracts that every room builds on: spec, stage, chain, cohort, round record, errors."""
+
+from .cohort import Cohort, RoundState
+from .errors import (
+    BudgetError,
+    DataError,
+    LedgerError,
+    OpeningError,
+    ParameterError,
+    PartyError,
+    ResumeError,
+    SecureFederationError,
+    SpecError,
+    UpdateError,
+)
+from .opening import ClearOpener, OnceOpener, Opened, Opener, Setting, Signer, Submission
+from .randomness import SecureSource, SeededSource, Source, Stream, source
+from .record import RoundRecord, model_digest
+from .spec import Mechanism, Sampling, Spec, ThreatModel
+from .stage import Aggregation, Stage, Static, chain
+
+__all__ = [
+    "Aggregation", "BudgetError", "ClearOpener", "Cohort", "DataError", "LedgerError",
+    "Mechanism", "OnceOpener", "Opened", "Opener", "OpeningError", "ParameterError", "PartyError",
+    "ResumeError", "RoundRecord", "RoundState", "Sampling", "SecureFederationError",
+    "SecureSource", "SeededSource", "Setting", "Signer", "Source", "Spec", "SpecError", "Stage",
+    "Static", "Stream", "Submission", "ThreatModel", "UpdateError", "chain", "model_digest",
+    "source",
+]

@@ -1,0 +1,333 @@
+"""Who opens the sum: signed submissions go in, one sum comes out, once per round.
+
+A client signs what it submits (Ed25519, RFC 8032), bound to the run, the round, the model it
+answers and the key it encrypted under. An :class:`Opener` takes the clients' signed submissions,
+not a sum that somebody else computed; it checks every signature, enforces the minimum number of
+distinct clients, sums, opens, and never opens a second set of submissions for the same round.
+What it opened is on disk before it is returned, so a run that was killed gets the same sum again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgpack
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from . import ring
+from .errors import OpeningError
+from .randomness import Source
+from .spec import Spec
+
+_DOMAIN = b"fedjax_secure/submission/1"
+CLEAR_KEY_ID = bytes(32)
+
+
+class Signer:
+    """A client's Ed25519 signing key; ``repr`` shows the public half only.
+
+    Args:
+        secret: 32 secret bytes.
+
+    Example:
+        >>> len(Signer(bytes(32)).public_key)
+        32
+    """
+
+    def __init__(self, secret: bytes):
+        self._key = Ed25519PrivateKey.from_private_bytes(secret)
+        self.public_key = self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes of signature."""
+        return self._key.sign(message)
+
+    def __repr__(self) -> str:
+        return f"Signer(public_key={self.public_key.hex()})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """One client's signed message of one round.
+
+    Attributes:
+        client: the client's id.
+        run: the run's id, 16 bytes.
+        round: the round, from 1.
+        model_digest: SHA-256 of the model that the update answers.
+        key_id: SHA-256 of the public key the payload is encrypted under; zeros in the clear.
+        payload: the encoded value, as its scheme's wire format has it.
+        signature: Ed25519 over :meth:`statement`.
+    """
+
+    client: str
+    run: bytes
+    round: int
+    model_digest: bytes
+    key_id: bytes
+    payload: bytes = dataclasses.field(repr=False)
+    signature: bytes = dataclasses.field(default=b"", repr=False)
+
+    @property
+    def payload_digest(self) -> bytes:
+        """SHA-256 of the payload."""
+        return hashlib.sha256(self.payload).digest()
+
+    def statement(self) -> bytes:
+        """The signed bytes: every field, length-prefixed, under a domain of its own."""
+        fields = (_DOMAIN, self.client.encode(), self.run, self.round.to_bytes(8, "little"),
+                  self.model_digest, self.key_id, self.payload_digest)
+        return b"".join(struct.pack("<I", len(field)) + field for field in fields)
+
+    def signed(self, signer: Signer) -> Submission:
+        """This submission with the client's signature."""
+        return dataclasses.replace(self, signature=signer.sign(self.statement()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What stages and openers need to know of a run when it is set up.
+
+    Attributes:
+        run: the run's id, 16 bytes.
+        roster: each client's Ed25519 public key.
+        min_clients: how many distinct clients a sum needs.
+        source: where keys come from.
+        folder: a private folder for the opener's keys and results; None keeps both in memory.
+    """
+
+    run: bytes
+    roster: Mapping[str, bytes]
+    min_clients: int
+    source: Source
+    folder: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An opened sum.
+
+    Attributes:
+        round: the round it belongs to.
+        total: uint32 (ring elements) or float32, [dim].
+        clients: whose submissions are in it, sorted.
+        submissions_digest: SHA-256 over the signed statements, in the clients' order.
+    """
+
+    round: int
+    total: np.ndarray
+    clients: tuple[str, ...]
+    submissions_digest: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the sum's little-endian bytes."""
+        return hashlib.sha256(self.total.astype(self.total.dtype.newbyteorder("<")).tobytes()
+                              ).digest()
+
+
+class Opener(Protocol):
+    """Opens one sum a round; see :class:`OnceOpener` for the checks every opener makes."""
+
+    key_id: bytes
+
+    def open(self, round: int, model_digest: bytes, submissions: Sequence[Submission]) -> Opened:
+        """Check, sum and open."""
+        ...
+
+    def opened(self, round: int) -> Opened | None:
+        """The stored result of a round, or None."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and files; stored results stay."""
+        ...
+
+
+class OnceOpener:
+    """The checks that every opener makes, around a function that sums and opens payloads.
+
+    Args:
+        setting: the run, its roster, the minimum of clients, and the folder for results.
+        key_id: what submissions must name as the key they were encrypted under.
+        open_payloads: ``list[bytes] -> total``; sums the payloads itself and opens the sum.
+        on_close: called once by :meth:`close`.
+
+    Guarantees:
+        Nothing is opened unless every submission is signed by a client of the roster, for this
+        run, round, model and key, and at least ``min_clients`` distinct clients are present. One
+        round is opened for one set of submissions only. The result is durable before it returns.
+
+    Raises:
+        OpeningError: any check fails; nothing has been opened then.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        key_id: bytes,
+        open_payloads: Callable[[list[bytes]], np.ndarray],
+        *,
+        on_close: Callable[[], None] | None = None,
+    ):
+        self.setting, self.key_id = setting, key_id
+        self._open_payloads, self._on_close = open_payloads, on_close
+        self._results: dict[int, Opened] = {}
+        if setting.folder is not None:
+            setting.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def open(self, round: int, model_digest: bytes, submissions: Sequence[Submission]) -> Opened:
+        """Check the submissions, sum them, open the sum, and store it.
+
+        Args:
+            round: the round, from 1.
+            model_digest: SHA-256 of the model that the updates answer.
+            submissions: the clients' signed submissions, in any order.
+
+        Returns:
+            The opened sum; the stored one if this very set was opened before.
+        """
+        where = f"opening round {round}"
+        ordered = sorted(submissions, key=lambda submission: submission.client)
+        clients = tuple(submission.client for submission in ordered)
+        self._check(where, round, model_digest, ordered)
+        digest = hashlib.sha256(b"".join(s.statement() + s.signature for s in ordered)).digest()
+        before = self.opened(round)
+        if before is not None:
+            if before.submissions_digest == digest:
+                return before
+            raise OpeningError(
+                where, need="a round that has not been opened", fix="Use the stored result.",
+                found="another set of submissions for a round that was opened already")
+        total = np.asarray(self._open_payloads([submission.payload for submission in ordered]))
+        opened = Opened(round, total, clients, digest)
+        self._store(opened)
+        return opened
+
+    def opened(self, round: int) -> Opened | None:
+        """The stored result of a round, or None if it has not been opened."""
+        if round not in self._results and self.setting.folder is not None:
+            path = self._path(round)
+            if path.exists():
+                self._results[round] = _opened_from_bytes(path.read_bytes(), round)
+        return self._results.get(round)
+
+    def close(self) -> None:
+        """Release what the opener holds; stored results stay on disk."""
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(key_id={self.key_id.hex()[:16]})"
+
+    def _check(self, where, round, model_digest, submissions):
+        roster, run = self.setting.roster, self.setting.run
+        seen = set()
+        for submission in submissions:
+            name = submission.client
+            if name not in roster:
+                raise OpeningError(where, need="submissions from clients of the roster",
+                                   found=f"one from {name!r}", fix="Register the client first.")
+            if name in seen:
+                raise OpeningError(where, need="one submission a client",
+                                   found=f"two from {name!r}", fix="Send each client's once.")
+            seen.add(name)
+            bound = ("run", submission.run, run), ("round", submission.round, round), (
+                "model", submission.model_digest, model_digest), (
+                "key", submission.key_id, self.key_id)
+            for what, found, wanted in bound:
+                if found != wanted:
+                    raise OpeningError(
+                        where, need=f"a submission of {name!r} bound to this {what}",
+                        found=f"one bound to another {what}",
+                        fix="Have the client encode and sign its update again.")
+            try:
+                key = Ed25519PublicKey.from_public_bytes(roster[name])
+                key.verify(submission.signature, submission.statement())
+            except (InvalidSignature, ValueError):
+                raise OpeningError(
+                    where, need=f"a valid signature of {name!r}", found="one that does not verify",
+                    fix="Have the client sign its submission with its registered key.") from None
+        if len(seen) < self.setting.min_clients:
+            raise OpeningError(
+                where, need=f"submissions from at least {self.setting.min_clients} distinct "
+                "clients", found=str(len(seen)), fix="Wait for more clients, or end the round.")
+
+    def _path(self, round: int) -> Path:
+        assert self.setting.folder is not None
+        return self.setting.folder / f"opened-{round:06d}.msgpack"
+
+    def _store(self, opened: Opened) -> None:
+        if self.setting.folder is not None:
+            write_durably(self._path(opened.round), _opened_to_bytes(opened))
+        self._results[opened.round] = opened
+
+
+class ClearOpener(OnceOpener):
+    """The server itself: it reads every client's value and adds them up.
+
+    Used where a chain ends without encryption; it makes the same checks as a key holder.
+    """
+
+    def __init__(self, setting: Setting, spec: Spec):
+        modulus, dim = spec.modulus, spec.dim
+        dtype = np.dtype("<f4") if modulus is None else np.dtype("<u4")
+
+        def add(payloads: list[bytes]) -> np.ndarray:
+            for payload in payloads:
+                if len(payload) != 4 * dim:
+                    raise OpeningError("the sum", need=f"{4 * dim} bytes a client",
+                                       found=f"{len(payload)}", fix="Send one word a value.")
+            values = np.stack([np.frombuffer(payload, dtype) for payload in payloads])
+            if modulus is None:
+                return values.sum(axis=0, dtype=np.float32)
+            return ring.sum_elements(values, modulus)
+
+        super().__init__(setting, CLEAR_KEY_ID, add)
+
+
+def write_durably(path: Path, content: bytes, *, private: bool = True) -> None:
+    """Write a file so that it is whole or absent after a crash: temporary file, fsync, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb", opener=lambda p, f: os.open(p, f, 0o600 if private else 0o644)) as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _opened_to_bytes(opened: Opened) -> bytes:
+    return msgpack.packb({
+        "round": opened.round, "dtype": opened.total.dtype.str, "total": opened.total.tobytes(),
+        "clients": list(opened.clients), "submissions_digest": opened.submissions_digest,
+    })
+
+
+def _opened_from_bytes(content: bytes, round: int) -> Opened:
+    try:
+        fields = msgpack.unpackb(content)
+        total = np.frombuffer(fields["total"], fields["dtype"])
+        stored = Opened(fields["round"], total, tuple(fields["clients"]),
+                        fields["submissions_digest"])
+    except Exception as error:
+        raise OpeningError(f"the stored result of round {round}", need="a whole file",
+                           found="one that cannot be read", fix="Restore it from a backup; "
+                           "the round is not opened a second time.") from error
+    return stored

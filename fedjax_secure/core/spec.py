@@ -1,0 +1,292 @@
+"""What is known about one client's value at a point of the chain, before anything is traced.
+
+A frozen :class:`Spec` flows through the stages when a chain is built. Each stage states what it
+needs and returns what it changed. The same object yields the event that the accountant composes
+and the text that tells people who can see what, so these cannot disagree with the code that runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal
+
+from .errors import SpecError
+from .randomness import Mode
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+DType = Literal["float32", "int32", "uint32", "ciphertext"]
+Unit = Literal["record", "client"]
+
+#: Probability that is treated as "never" where a bound on a random value is stated.
+NEGLIGIBLE = 2.0**-40
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a round draws the units of privacy.
+
+    Attributes:
+        kind: ``"poisson"`` (each unit alone, with secret coins) or ``"all"`` (no sampling).
+        rate: the probability that a unit takes part, in (0, 1].
+        unit: what is drawn, ``"record"`` or ``"client"``.
+
+    Example:
+        >>> Sampling("poisson", 0.1, "record").rate
+        0.1
+    """
+
+    kind: Literal["poisson", "all"]
+    rate: float
+    unit: Unit
+
+    def __post_init__(self):
+        if not 0.0 < self.rate <= 1.0 or (self.kind == "all" and self.rate != 1.0):
+            raise SpecError(
+                "sampling", need="a rate above 0 and up to 1 (exactly 1 for kind 'all')",
+                found=f"kind={self.kind!r}, rate={self.rate}",
+                fix="Give the expected share of the population that takes part in one round.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """The privacy mechanism of one round, as the accountant takes it.
+
+    Attributes:
+        noise_multiplier: standard deviation over sensitivity of the Gaussian that is accounted;
+            already lowered for the discretisation (facts in ``docs/privacy.md``).
+        slack_epsilon: pure epsilon that each round adds on top of the Gaussian's.
+        slack_total_variation: statistical distance of one round's noise from the exact one.
+        rounded_unit_l2: one unit's L2 sensitivity in integer units, rounding included.
+        share_stddev: standard deviation of one client's noise share, integer units.
+        num_shares: how many shares the guarantee counts on.
+    """
+
+    noise_multiplier: float
+    slack_epsilon: float
+    slack_total_variation: float
+    rounded_unit_l2: float
+    share_stddev: float
+    num_shares: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreatModel:
+    """Who sees what, in sentences.
+
+    ``str()`` gives the whole text, one statement a line.
+    """
+
+    opens: str
+    server: str
+    client: str
+    eavesdropper: str
+    opener: str
+    guarantee: str
+    assumptions: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            self.opens,
+            f"The server sees {self.server}",
+            f"A client sees {self.client}",
+            f"A network eavesdropper sees {self.eavesdropper}",
+            f"The sum is opened by {self.opener}",
+            f"Guarantee: {self.guarantee}",
+        ]
+        lines += [f"Assumed: {text}" for text in self.assumptions]
+        lines += [f"Outside the guarantee: {text}" for text in self.outside]
+        return "\n".join(line for line in lines if line)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What is known about one client's value at a point of the chain.
+
+    Args:
+        dim: number of values in an update.
+        num_clients: how many clients a round asks.
+        min_clients: how many distinct clients the sum needs before anyone opens it.
+        num_records: how many records take part at the very most, over all clients.
+        denominator: the public constant by which the sum is divided.
+        sampling: how units are drawn each round, or None where no privacy is claimed.
+        mode: ``"secure"`` or ``"seeded"``.
+        unit_name: what one unit is called in texts (``"patient"``).
+        client_name: what one client is called in texts (``"hospital"``).
+        dtype: type of the value here: ``float32``, ``int32`` (integers that do not wrap),
+            ``uint32`` (ring elements) or ``ciphertext``.
+        unit: whose norm was clipped: ``"record"``, ``"client"`` or None.
+        l2_bound, linf_bound: bounds of one clipped unit's vector, in units of ``1 / scale``.
+        scale: integer units per model unit.
+        modulus: size of the ring in which values are summed, or None.
+        noise_stddev: standard deviation of the noise in the sum when every client answers.
+        mechanism: what the accountant gets, once noise has been added.
+        readable: whether the server may read ONE client's value.
+        opener: who opens the sum, in words, and what is assumed of them.
+
+    Raises:
+        SpecError: a count, bound or denominator that makes no sense.
+
+    Example:
+        >>> Spec(dim=10, num_clients=4, num_records=900, denominator=90.0).sum_terms
+        4
+    """
+
+    dim: int
+    num_clients: int
+    num_records: int
+    denominator: float
+    min_clients: int = 1
+    sampling: Sampling | None = None
+    mode: Mode = "secure"
+    unit_name: str = "record"
+    client_name: str = "client"
+    dtype: DType = "float32"
+    unit: Unit | None = None
+    l2_bound: float | None = None
+    linf_bound: float | None = None
+    scale: float = 1.0
+    modulus: int | None = None
+    noise_stddev: float = 0.0
+    mechanism: Mechanism | None = None
+    readable: bool = True
+    opener: str = ""
+
+    def __post_init__(self):
+        checks = (
+            (self.dim >= 1, "at least one value per update", f"dim={self.dim}"),
+            (self.num_clients >= 1, "at least one client", f"num_clients={self.num_clients}"),
+            (1 <= self.min_clients <= self.num_clients,
+             f"min_clients from 1 to num_clients={self.num_clients}",
+             f"min_clients={self.min_clients}"),
+            (self.num_records >= 1, "at least one record", f"num_records={self.num_records}"),
+            (math.isfinite(self.denominator) and self.denominator > 0,
+             "a positive public denominator", f"denominator={self.denominator}"),
+        )
+        for holds, need, found in checks:
+            if not holds:
+                raise SpecError("Spec", need=need, found=found,
+                                fix="Describe the federation that the chain will serve.")
+
+    def replace(self, **changes) -> Spec:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    # -- what follows from the fields --------------------------------------------------------
+
+    @property
+    def adjacency(self) -> str:
+        """The neighbouring relation: one unit added or removed."""
+        return "add_remove"
+
+    @property
+    def sum_terms(self) -> int:
+        """How many clipped units one sum may hold at most."""
+        return self.num_records if self.unit == "record" else self.num_clients
+
+    @property
+    def unit_l2(self) -> float | None:
+        """One unit's L2 sensitivity in the sum, in units of ``1 / scale``, rounding included."""
+        return self.l2_bound
+
+    def noise_tail(self, probability: float = NEGLIGIBLE) -> float:
+        """A bound that all ``dim`` noise values keep, except with this probability.
+
+        The noise is sub-Gaussian with parameter ``noise_stddev`` (Canonne, Kamath, Steinke 2020,
+        Corollary 17), so each value exceeds t with probability at most 2 exp(-t^2 / 2 sigma^2).
+        """
+        return self.noise_stddev * math.sqrt(2.0 * math.log(2.0 * self.dim / probability))
+
+    def sum_linf_bound(self, probability: float = NEGLIGIBLE) -> float:
+        """A bound on every value of the sum, in units of ``1 / scale``."""
+        if self.linf_bound is None:
+            return math.inf
+        return self.sum_terms * self.linf_bound + self.noise_tail(probability)
+
+    def error_bound(self, probability: float = NEGLIGIBLE) -> float:
+        """How far a decoded value may be from the exact clipped mean, in model units.
+
+        Rounding moves each clipped unit's value by less than one integer unit, noise by
+        :meth:`noise_tail`, and float32 arithmetic by a relative 2^-20 of the largest sum.
+        Holds except with the given probability.
+        """
+        integers = self.dtype != "float32"
+        rounding = float(self.sum_terms) if integers else 0.0
+        largest = self.sum_terms * (self.l2_bound or 0.0)
+        units = rounding + self.noise_tail(probability) + 2.0**-20 * largest
+        return units / self.scale / self.denominator
+
+    def dp_event(self) -> DpEvent | None:
+        """One round's event for dp-accounting; None where the chain claims no privacy.
+
+        The Gaussian's noise multiplier is the accounted one of :class:`Mechanism`, whose slack
+        terms have no event of their own: ``fs.privacy.Spend`` adds them.
+        """
+        if self.mechanism is None or self.sampling is None:
+            return None
+        import dp_accounting
+
+        event = dp_accounting.GaussianDpEvent(self.mechanism.noise_multiplier)
+        if self.sampling.kind == "poisson":
+            return dp_accounting.PoissonSampledDpEvent(self.sampling.rate, event)
+        return event
+
+    def threat_model(self, outside: tuple[str, ...] = ()) -> ThreatModel:
+        """Who sees what under this chain, in sentences.
+
+        Args:
+            outside: figures computed from data that leave a client outside the guarantee.
+        """
+        return _threat_model(self, outside)
+
+
+def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
+    client, unit = spec.client_name, spec.unit_name
+    opens = ("Simulation on one machine: this process sees everything. The sentences below hold "
+             f"when each {client} runs in its own place.")
+    if spec.mode == "seeded":
+        opens += (" Seeded: whoever knows the seed can remove the noise and open every ciphertext;"
+                  " every epsilon is a simulation's.")
+    if spec.readable:
+        noised = spec.mechanism is not None
+        server = (f"each {client}'s own update" +
+                  (f", under that {client}'s noise share only" if noised else "") + ".")
+        wire = (f"each {client}'s update, unless the transport is encrypted, as the server does.")
+        opener = spec.opener or "the server itself, which reads every update."
+    else:
+        server = (f"ciphertexts, the signed list of {client}s, the opened sum and each new model;"
+                  f" never one {client}'s update.")
+        wire = "ciphertexts and their sizes, who sent them and when, and the new model."
+        opener = spec.opener
+    assumptions = [
+        f"no {unit} is in two {client}s." if spec.unit == "record" else "",
+        f"the number of {unit}s and the expected batch are public constants.",
+    ]
+    if spec.mechanism is None:
+        guarantee = f"no differential privacy: the models may reveal single {unit}s."
+    else:
+        name = unit if spec.unit == "record" else client
+        rate = spec.sampling.rate if spec.sampling else 1.0
+        missing = spec.num_clients - spec.mechanism.num_shares
+        guarantee = (
+            f"differential privacy for each {name} (adjacency: one {name} added or removed), "
+            f"noise multiplier {spec.mechanism.noise_multiplier:.4g} on the sum, "
+            f"sampling rate {rate:.4g} a round, against anyone who sees the sums and the models"
+            + (f", with up to {missing} noise share missing or known to the attacker."
+               if missing == 1 else
+               f", with up to {missing} noise shares missing or known to the attacker."
+               if missing else ", if every share is added and none is known.")
+        )
+        assumptions.append(f"each {client} clips, rounds and adds its noise share as the "
+                           "protocol says.")
+        if spec.sampling and spec.sampling.kind == "poisson":
+            assumptions.append(f"nobody but the {client} learns which {unit}s a round drew.")
+    return ThreatModel(
+        opens=opens, server=server, eavesdropper=wire, opener=opener, guarantee=guarantee,
+        client=f"its own {unit}s and each new model.",
+        assumptions=tuple(text for text in assumptions if text), outside=tuple(outside),
+    )

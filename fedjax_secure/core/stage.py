@@ -1,0 +1,250 @@
+"""A round is a chain of stages around one sum.
+
+``Stage(name, init, client, server)`` is a NamedTuple of pure functions, as optax has
+``GradientTransformation(init, update)``. :func:`chain` joins stages into an :class:`Aggregation`:
+the client side runs first to last on each client's value, one sum is taken, and the server side
+runs last to first. Where the unit of privacy is a record, the stages up to the one that rounds run
+once per record, and the records' integers are summed inside the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import ring
+from .errors import SpecError, UpdateError
+from .opening import ClearOpener, Opener, Setting
+from .randomness import Stream
+from .spec import Spec
+
+State = Any
+States = dict[str, State]
+_MEAN = "mean"
+
+
+def _identity_server(state: State, total: jax.Array) -> tuple[jax.Array, State, dict]:
+    return total, state, {}
+
+
+class Stage(NamedTuple):
+    """One step that a client's value takes on its way into the sum, and back.
+
+    Attributes:
+        name: unique within a chain; keys the stage's state and its metrics.
+        init: ``spec -> (state, spec)``. States what the stage needs (raises SpecError) and what it
+            changes. Runs on the host before anything is traced.
+        client: ``(state, stream, value [dim]) -> value``. Acts on ONE value; the chain vectorises.
+        server: ``(state, total) -> (total, state, metrics)``.
+        per_record: the stage acts on one record's vector, so it and every stage up to the one that
+            rounds run inside the training engine.
+        rounds: the stage turns floats into integers; after it, records' vectors are summed.
+        setup: ``(state, spec, setting) -> (state, opener)`` for a stage behind which only an
+            opener can read the sum (encryption, masks): makes keys and the opener.
+        to_wire: ``(state, payloads, setting) -> list[bytes]``, one message a client; None where
+            the value is sent as plain little-endian words.
+    """
+
+    name: str
+    init: Callable[[Spec], tuple[State, Spec]]
+    client: Callable[[State, Stream, jax.Array], Any]
+    server: Callable[[State, jax.Array], tuple[jax.Array, State, dict]] = _identity_server
+    per_record: bool = False
+    rounds: bool = False
+    setup: Callable[[State, Spec, Setting], tuple[State, Opener]] | None = None
+    to_wire: Callable[[State, Any, Setting], list[bytes]] | None = None
+
+
+class Aggregation(NamedTuple):
+    """A chain of stages, as pure functions around one sum.
+
+    Attributes:
+        stages: the chain's stages, client side first to last.
+        num_record_stages: how many of them, from the first, run once per record.
+        init: ``spec -> (states, spec)``: every refusal happens here, before tracing.
+        setup: ``(states, spec, setting) -> (states, opener)``: keys, and who opens the sum.
+        encode_record: ``(states, key [8], slot, vector [dim]) -> int32 [dim]`` for one record.
+        encode: ``(states, keys [clients, 8], values [clients, dim]) -> (elements, finite
+            [clients])``: the client side after records were summed, up to what is summed: uint32
+            ring elements, or floats where nothing is quantised. A value that is not finite is
+            replaced by zero and reported.
+        seal: ``(states, keys, elements) -> payloads``: what hides the elements, if the chain ends
+            with such a stage; else the elements themselves.
+        to_wire: ``(states, payloads, setting) -> list[bytes]``, one message a client.
+        reduce: ``(elements, alive [clients]) -> total``: the sum in the clear. An opener comes to
+            the same total from the sealed payloads.
+        decode: ``(states, total) -> (mean [dim] float32, states, metrics)``.
+    """
+
+    stages: tuple[Stage, ...]
+    num_record_stages: int
+    init: Callable[[Spec], tuple[States, Spec]]
+    setup: Callable[[States, Spec, Setting], tuple[States, Opener]]
+    encode_record: Callable[..., jax.Array]
+    encode: Callable[..., tuple[jax.Array, jax.Array]]
+    seal: Callable[..., Any]
+    to_wire: Callable[[States, Any, Setting], list[bytes]]
+    reduce: Callable[..., jax.Array]
+    decode: Callable[..., tuple[jax.Array, States, dict]]
+
+
+def chain(*stages: Stage) -> Aggregation:
+    """Join stages into the aggregation of a round.
+
+    Args:
+        *stages: in the order in which a client applies them. No stage at all is the plain mean.
+
+    Returns:
+        An :class:`Aggregation`.
+
+    Raises:
+        SpecError: two stages of one name, a per-record stage that is not first, records that are
+            never rounded to integers, or a stage behind an encryption.
+
+    Example:
+        >>> mean = chain()
+        >>> spec = Spec(dim=2, num_clients=2, num_records=2, denominator=2.0)
+        >>> states, _ = mean.init(spec)
+        >>> elements, finite = mean.encode(states, np.zeros((2, 8), np.uint32),
+        ...                                jnp.array([[1., 2.], [3., 4.]]))
+        >>> mean.decode(states, mean.reduce(elements, jnp.ones(2, bool)))[0].tolist()
+        [2.0, 3.0]
+    """
+    names = [stage.name for stage in stages]
+    if len(set(names)) != len(names) or _MEAN in names:
+        raise SpecError("chain", need=f"stages of different names, none called {_MEAN!r}",
+                        found=str(names), fix="Give each stage a name of its own.")
+    split = _record_split(stages)
+    sealed = [stage.setup is not None for stage in stages]
+    if any(sealed[:-1]):
+        seal = names[sealed.index(True)]
+        raise SpecError("chain", need=f"stage `{seal}` last, since only its opener reads the sum",
+                        found=str(names), fix=f"Move `{seal}` to the end of the chain.")
+    seal_stage = stages[-1] if sealed and sealed[-1] else None
+    open_stages = stages[:-1] if seal_stage else stages
+
+    def init(spec: Spec) -> tuple[States, Spec]:
+        states: States = {_MEAN: {"denominator": jnp.float32(spec.denominator)}}
+        for stage in stages:
+            states[stage.name], spec = stage.init(spec)
+        states[_MEAN]["modulus"] = Static(spec.modulus)
+        need(not spec.sampling or spec.sampling.unit == (spec.unit or spec.sampling.unit), "clip",
+             f"unit={spec.sampling and spec.sampling.unit!r}, the unit that rounds sample",
+             f"unit={spec.unit!r}", "Clip the same unit that the federation samples.")
+        return states, spec
+
+    def setup(states: States, spec: Spec, setting: Setting) -> tuple[States, Opener]:
+        if seal_stage is None or seal_stage.setup is None:
+            return states, ClearOpener(setting, spec)
+        state, opener = seal_stage.setup(states[seal_stage.name], spec, setting)
+        return {**states, seal_stage.name: state}, opener
+
+    def encode_record(states, key, slot, vector):
+        for place, stage in enumerate(stages[:split]):
+            vector = stage.client(states[stage.name], Stream(key, place, slot), vector)
+        return vector
+
+    def encode(states, keys, values):
+        finite = jnp.all(jnp.isfinite(values), axis=1)
+        values = jnp.where(finite[:, None], values, jnp.zeros_like(values))
+        modulus = states[_MEAN]["modulus"].value
+
+        def one(key, value):
+            for place, stage in enumerate(open_stages[split:], start=split):
+                value = stage.client(states[stage.name], Stream(key, place), value)
+            return value if modulus is None else ring.wrap(value, modulus)
+
+        return jax.vmap(one)(jnp.asarray(keys), values), finite
+
+    def seal(states, keys, elements):
+        if seal_stage is None:
+            return elements
+        state, place = states[seal_stage.name], len(stages) - 1
+        return jax.vmap(lambda key, value: seal_stage.client(state, Stream(key, place), value))(
+            jnp.asarray(keys), elements)
+
+    def to_wire(states, payloads, setting):
+        if seal_stage is not None and seal_stage.to_wire is not None:
+            return seal_stage.to_wire(states[seal_stage.name], payloads, setting)
+        rows = np.asarray(payloads)
+        return [row.tobytes() for row in rows.astype(rows.dtype.newbyteorder("<"))]
+
+    def reduce(elements, alive):
+        kept = jnp.where(alive[:, None], elements, jnp.zeros_like(elements))
+        return jnp.sum(kept, axis=0, dtype=elements.dtype)
+
+    def decode(states, total):
+        after, metrics = dict(states), {}
+        for stage in reversed(stages):
+            total, after[stage.name], found = stage.server(states[stage.name], total)
+            metrics |= {f"{stage.name}/{name}": value for name, value in found.items()}
+        return total / states[_MEAN]["denominator"], after, metrics
+
+    return Aggregation(tuple(stages), split, init, setup, encode_record, encode, seal, to_wire,
+                       reduce, decode)
+
+
+def _record_split(stages: tuple[Stage, ...]) -> int:
+    """How many stages, from the first, run once per record."""
+    per_record = [place for place, stage in enumerate(stages) if stage.per_record]
+    if not per_record:
+        return 0
+    rounding = [place for place, stage in enumerate(stages) if stage.rounds]
+    if not rounding or rounding[0] < per_record[-1]:
+        raise SpecError(
+            f"stage `{stages[per_record[0]].name}`",
+            need="each record's vector rounded to integers before records are summed",
+            found=str([stage.name for stage in stages]),
+            fix="Put quantise(...) right after clip(..., unit='record').",
+        )
+    return rounding[0] + 1
+
+
+@jax.tree_util.register_static
+class Static:
+    """A constant of a stage's state that is known when a program is compiled.
+
+    Example:
+        >>> Static(16).value
+        16
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return f"Static({self.value!r})"
+
+
+def require_finite(finite: np.ndarray, clients: tuple[str, ...], where: str) -> None:
+    """Refuse a round in which a client's value is not finite.
+
+    Args:
+        finite: bool [clients], as ``encode`` returns it.
+        clients: the clients' ids, in the same order.
+        where: what refuses, for the message.
+
+    Raises:
+        UpdateError: names the clients concerned, never their values.
+    """
+    bad = [client for client, good in zip(clients, np.asarray(finite), strict=True) if not good]
+    if bad:
+        raise UpdateError(where, need="finite values from every client",
+                          found=f"NaN or infinity from {', '.join(bad)}",
+                          fix="Lower the learning rate, or check these clients' data and scaling.")
+
+
+def need(holds: bool, stage: str, need: str, found: str, fix: str) -> None:
+    """Raise SpecError for a stage's requirement that does not hold."""
+    if not holds:
+        raise SpecError(f"stage `{stage}`", need=need, found=found, fix=fix)
