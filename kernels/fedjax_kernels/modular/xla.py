@@ -1,0 +1,137 @@
+"""Modular arithmetic on uint32 arrays for XLA.
+
+A product of two 32-bit words is the pair (`lax.mulhi`, wrapping `*`): no 64-bit type appears, so
+the same program runs with x64 on or off. A conditional subtraction of c is min(x, x - c): where
+x < c, x - c wraps above x. Nothing branches on a value.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fedjax_kernels.modular.moduli import Moduli
+
+
+def constant_like(constant: np.ndarray, ndim: int) -> jax.Array:
+    """A NumPy constant as a device array with leading axes of length 1, up to `ndim`."""
+    return jnp.asarray(constant.reshape((1,) * (ndim - constant.ndim) + constant.shape))
+
+
+def subtract_once(x: jax.Array, c: jax.Array) -> jax.Array:
+    """x - c where x >= c, else x; for x < 2c."""
+    return jnp.minimum(x, x - c)
+
+
+def mulhi(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The upper 32 bits of the 64-bit product; operands of equal rank are broadcast."""
+    shape = jnp.broadcast_shapes(a.shape, b.shape)
+    return lax.mulhi(jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape))
+
+
+def mul_shoup_lazy(a: jax.Array, w: jax.Array, quotient: jax.Array, q: jax.Array) -> jax.Array:
+    """a * w mod q as a value below 2q, for any 32-bit a and w < q (Harvey 2014, section 3)."""
+    return a * w - mulhi(a, quotient) * q
+
+
+def mul_montgomery_lazy(a: jax.Array, b: jax.Array, q: jax.Array, q_inverse: jax.Array):
+    """a * b / 2^32 mod q as a value below 2q, for any 32-bit a and b < q.
+
+    With m = a b q^-1 mod 2^32, a b - m q is a multiple of 2^32, hence the difference of the upper
+    words; it lies in (-q, q).
+    """
+    return mulhi(a, b) - mulhi(a * b * q_inverse, q) + q
+
+
+def _q(moduli: Moduli, ndim: int) -> jax.Array:
+    return constant_like(moduli.q, ndim)
+
+
+def _same_rank(*arrays):
+    ndim = max(jnp.ndim(a) for a in arrays)
+    return [jnp.reshape(a, (1,) * (ndim - jnp.ndim(a)) + jnp.shape(a)) for a in arrays]
+
+
+@partial(jax.jit, static_argnames="moduli")
+def add(a, b, *, moduli):
+    a, b = _same_rank(a, b)
+    return subtract_once(a + b, _q(moduli, a.ndim))
+
+
+@partial(jax.jit, static_argnames="moduli")
+def sub(a, b, *, moduli):
+    a, b = _same_rank(a, b)
+    q = _q(moduli, a.ndim)
+    return subtract_once(a - b + q, q)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def neg(a, *, moduli):
+    a = jnp.asarray(a)
+    q = _q(moduli, a.ndim)
+    return subtract_once(q - a, q)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def mul_montgomery(a, b, *, moduli):
+    a, b = _same_rank(a, b)
+    q, q_inverse = _q(moduli, a.ndim), constant_like(moduli.q_inverse, a.ndim)
+    return subtract_once(mul_montgomery_lazy(a, b, q, q_inverse), q)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def to_montgomery(a, *, moduli):
+    return mul_montgomery(a, moduli.montgomery_r2, moduli=moduli)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def from_montgomery(a, *, moduli):
+    return mul_montgomery(a, np.ones_like(moduli.q), moduli=moduli)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def mul(a, b, *, moduli):
+    return mul_montgomery(mul_montgomery(a, b, moduli=moduli), moduli.montgomery_r2, moduli=moduli)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def mul_constant(a, constant, quotient, *, moduli):
+    a, constant, quotient = _same_rank(a, constant, quotient)
+    q = _q(moduli, a.ndim)
+    return subtract_once(mul_shoup_lazy(a, constant, quotient, q), q)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def reduce(a, *, moduli):
+    return mul_constant(a, np.ones_like(moduli.q), moduli.barrett, moduli=moduli)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def reduce_words(words, *, moduli):
+    shift = moduli.per_limb(lambda q: (1 << 32) % q)
+    quotient = moduli.shoup(shift)
+    total = reduce(words[-1], moduli=moduli)
+    for word in reversed(words[:-1]):
+        carried = mul_constant(total, shift, quotient, moduli=moduli)
+        total = add(carried, reduce(word, moduli=moduli), moduli=moduli)
+    return total
+
+
+@partial(jax.jit, static_argnames="moduli")
+def from_signed(a, *, moduli):
+    a = jnp.expand_dims(a, -3)
+    magnitude = reduce(jnp.where(a < 0, -a, a).astype(jnp.uint32), moduli=moduli)
+    return jnp.where(a < 0, neg(magnitude, moduli=moduli), magnitude)
+
+
+@partial(jax.jit, static_argnames="moduli")
+def sum_residues(a, *, moduli):
+    low = jnp.sum(a & np.uint32(0xFFFF), axis=0, dtype=jnp.uint32)
+    high = jnp.sum(a >> np.uint32(16), axis=0, dtype=jnp.uint32)
+    shift = moduli.per_limb(lambda q: (1 << 16) % q)
+    high = mul_constant(high, shift, moduli.shoup(shift), moduli=moduli)
+    return add(high, reduce(low, moduli=moduli), moduli=moduli)
