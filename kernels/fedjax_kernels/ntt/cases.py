@@ -1,0 +1,14 @@
+"""Shapes that tests and benchmarks of the transform share."""
+
+from __future__ import annotations
+
+from fedjax_kernels.modular.cases import Case
+
+SMALL_CASES = (Case(8, (5,), 2), Case(16, (30, 30), 1), Case(64, (30,), 7))
+
+CASES = (
+    Case(1024, (26,), 3),
+    Case(2048, (26, 26), 1),
+    Case(4096, (30, 30), 1),
+    Case(8192, (30,), 1),
+)

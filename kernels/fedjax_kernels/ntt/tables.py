@@ -1,0 +1,98 @@
+"""Roots of unity for the negacyclic transform, made once per set of moduli."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_kernels.modular.moduli import Moduli
+
+
+class Tables(NamedTuple):
+    """Powers of psi and of psi^-1 in bit-reversed order, with their Shoup quotients.
+
+    All are [limb, N] uint32, and `n_inverse` is N^-1 mod q as [limb, 1, 1].
+    """
+
+    roots: np.ndarray
+    roots_quotient: np.ndarray
+    inverse_roots: np.ndarray
+    inverse_roots_quotient: np.ndarray
+    n_inverse: np.ndarray
+    n_inverse_quotient: np.ndarray
+
+
+@lru_cache(maxsize=256)
+def primitive_root(q: int, ring_degree: int) -> int:
+    """The smallest primitive 2N-th root of unity mod q.
+
+    The smallest one is taken so that the transform's output is the same everywhere.
+
+    Args:
+        q: a prime that is 1 mod 2N.
+        ring_degree: N, a power of two.
+
+    Returns:
+        psi with psi^N = -1 mod q.
+
+    Raises:
+        ValueError: q is not 1 mod 2N.
+
+    Example:
+        >>> primitive_root(17, 8)
+        3
+    """
+    if q % (2 * ring_degree) != 1:
+        raise ValueError(
+            f"primitive_root needs a prime that is 1 mod {2 * ring_degree}, got {q}. "
+            "Find one with modular.ntt_primes."
+        )
+    root = next(
+        candidate
+        for base in range(2, q)
+        if pow(candidate := pow(base, (q - 1) // (2 * ring_degree), q), ring_degree, q) == q - 1
+    )
+    square, smallest = root * root % q, root
+    for _ in range(ring_degree):
+        root = root * square % q
+        smallest = min(smallest, root)
+    return smallest
+
+
+@lru_cache(maxsize=32)
+def bit_reverse(ring_degree: int) -> np.ndarray:
+    """The bit-reversal permutation of 0..N-1, [N] int64 (read-only)."""
+    order = np.zeros(1, np.int64)
+    while len(order) < ring_degree:
+        order = np.concatenate([2 * order, 2 * order + 1])
+    order.setflags(write=False)
+    return order
+
+
+@lru_cache(maxsize=64)
+def tables(moduli: Moduli) -> Tables:
+    """The constants of the transform for one set of moduli."""
+    degree, order = moduli.ring_degree, bit_reverse(moduli.ring_degree)
+
+    def powers(root: int, q: int) -> np.ndarray:
+        values = np.empty(degree, np.uint32)
+        value = 1
+        for i in range(degree):
+            values[i] = value
+            value = value * root % q
+        return values[order]
+
+    psi = [primitive_root(q, degree) for q in moduli.primes]
+    roots = np.stack([powers(p, q) for p, q in zip(psi, moduli.primes, strict=True)])
+    inverse = np.stack([powers(pow(p, -1, q), q) for p, q in zip(psi, moduli.primes, strict=True)])
+    n_inverse = moduli.per_limb(lambda q: pow(degree, -1, q))
+    return Tables(
+        roots,
+        moduli.shoup(roots),
+        inverse,
+        moduli.shoup(inverse),
+        n_inverse,
+        moduli.shoup(n_inverse),
+    )
