@@ -140,11 +140,6 @@ class MessageReader:
         self._header, self._body_bytes = b"", 0
 
     @property
-    def started(self) -> bool:
-        """Whether a byte has arrived."""
-        return self._part != "prefix" or self._filled > 0
-
-    @property
     def complete(self) -> bool:
         """Whether the whole message has arrived."""
         return self._part == "done"
@@ -302,17 +297,20 @@ def serve(handlers: Mapping[str, Callable[..., Any]], *, about: Mapping[str, Any
     requests, replies = _channel
     arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests, arrived), daemon=True).start()
+    number = 0
     reply: Any = {"about": {"python": platform.python_version(), **about}}
     while True:
         try:
-            pieces = encode_message(reply)
+            pieces = encode_message({"number": number, **reply})
         except ParameterError as error:
-            pieces = encode_message({"refusal": [error.where, error.need, error.found, error.fix]})
+            reply = {"refusal": [error.where, error.need, error.found, error.fix]}
+            pieces = encode_message({"number": number, **reply})
         for piece in pieces:
             while piece.nbytes:
                 piece = piece[os.write(replies, piece):]
         del reply, pieces
         request = arrived.get()
+        number = request["number"]
         reply = _answer(handlers, request)
         del request
 
@@ -410,7 +408,7 @@ class Party:
         start_fix: str = "Check the interpreter and that numpy and msgpack are installed there.",
     ):
         self.name, self._timeout_seconds, self._limit = name, timeout_seconds, limit_bytes
-        self._lock, self._ended = threading.Lock(), ""
+        self._lock, self._ended, self._number = threading.Lock(), "", 0
         toolkit = str(Path(__file__).resolve().parent.parent)
         command = [os.fspath(interpreter), "-E", "-c", _BOOTSTRAP, toolkit,
                    str(Path(script).resolve())]
@@ -429,7 +427,7 @@ class Party:
         for stream in (self._process.stdin, self._process.stdout):
             os.set_blocking(stream.fileno(), False)
             _enlarge_pipe(stream.fileno())
-        reply = self._exchange([], start_timeout_seconds, f"starting the {name}", start_fix)
+        reply = self._exchange(None, start_timeout_seconds, f"starting the {name}", start_fix)
         if not isinstance(reply.get("about"), dict):
             self._fail(f"starting the {name}", "a party that introduces itself",
                        "a reply without an introduction", start_fix)
@@ -468,7 +466,7 @@ class Party:
         """
         where = f"call `{method}` of the {self.name}"
         fix = "Start a new party and repeat the call; nothing of this process was lost."
-        pieces = encode_message({"method": method, "arguments": arguments}, self._limit)
+        request = {"method": method, "arguments": arguments}
         limit = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         if os.getpid() != self._end_owner():
             raise PartyError(where, need="the process that started the party",
@@ -476,7 +474,7 @@ class Party:
         with self._lock:
             if self._ended:
                 raise PartyError(where, need="a running party", found=self._ended, fix=fix)
-            reply = self._exchange(pieces, limit, where, fix)
+            reply = self._exchange(request, limit, where, fix)
         if "result" in reply:
             return reply["result"]
         refusal, failure = reply.get("refusal"), reply.get("failure")
@@ -512,13 +510,16 @@ class Party:
         details = self._end.peek()
         return details[2][2] if details else os.getpid()
 
-    def _exchange(self, pieces: list[memoryview], seconds: float, where: str,
+    def _exchange(self, request: dict[str, Any] | None, seconds: float, where: str,
                   fix: str) -> dict[str, Any]:
         """Send a request, if any, and read one reply; ends the party unless all goes well."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin and stdout
-        deadline = time.monotonic() + seconds
-        outgoing, reader = collections.deque(pieces), MessageReader(self._limit)
+        outgoing: collections.deque[memoryview] = collections.deque()
+        if request is not None:
+            outgoing += encode_message({"number": self._number + 1, **request}, self._limit)
+            self._number += 1
+        reader, deadline = MessageReader(self._limit), time.monotonic() + seconds
         try:
             with selectors.DefaultSelector() as ready:
                 ready.register(stdout, selectors.EVENT_READ)
@@ -536,15 +537,15 @@ class Party:
                             self._fail(where, "a party that stays alive until it answers",
                                        "its end", fix)
             reply = reader.message()
-            if outgoing or not isinstance(reply, dict):
-                raise MalformedMessage("it came before the request was read" if outgoing
-                                       else "it is not a reply")
+            if outgoing or not isinstance(reply, dict) or reply.get("number") != self._number:
+                raise MalformedMessage("it does not answer this call")
         except MalformedMessage as error:
             self._fail(where, "a well-formed reply", f"another one: {error}", fix)
         except PartyError:
             raise
         except BaseException:
             # An interrupt, most likely: the reply to this call must never meet the next one.
+            self._process.kill()
             self._end()
             self._ended = "one whose call was interrupted"
             raise
@@ -557,6 +558,7 @@ class Party:
                 self._process.wait(2.0)
         code = self._process.poll()
         status = _status(code)
+        self._process.kill()
         self._end()
         said = self._stderr.text()
         self._ended = f"one that had ended before ({status if code is not None else need})"
