@@ -1,0 +1,1 @@
+"""The contracts, their compiled artefacts, and the Python side of their interface."""
