@@ -1,0 +1,56 @@
+# `make help` lists what there is. The set-up makes .venv once; later runs only check it.
+#
+# PYTHON=python3.11 make test    a Python of your choice; else 3.12, 3.11 or 3.13, whichever is found
+# make demo ROUNDS=50            variables become parameters of the notebook
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+export PYTHON
+
+VENV := .venv/bin
+FAST := not slow and not browser and not network and not gpu_compile
+export PYTHONPATH :=
+
+.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
+
+setup: ## the environment that the toolkit needs, in .venv
+	@scripts/setup.sh
+
+setup-dev: ## the same, and what tests and lint need
+	@scripts/setup.sh dev
+
+demo: ## the first federation, as a notebook; ROUNDS=50 TARGET_EPSILON=2 set its parameters
+	@"$$(scripts/find_python.sh)" scripts/demo.py check
+	@scripts/setup.sh
+	@$(VENV)/python scripts/demo.py run
+
+test: setup-dev ## the fast tests
+	@$(VENV)/python -m pytest -q -m "$(FAST)"
+
+test-all: setup-dev ## every test, also the slow ones and the browser
+	@$(VENV)/python -m pytest -q
+
+browser: ## the journey in JupyterLab, in a real Chromium
+	@scripts/setup.sh dev notebook
+	@$(VENV)/python -m pytest -q -m browser tests
+
+lint: setup-dev ## ruff and pyright
+	@$(VENV)/ruff check .
+	@$(VENV)/pyright
+
+lab: ## JupyterLab in the notebooks folder
+	@scripts/setup.sh notebook
+	@$(VENV)/jupyter lab --notebook-dir=notebooks
+
+openfhe: setup ## try again to make OpenFHE's environment
+	@$(VENV)/python scripts/openfhe_env.py
+
+lock: ## resolve the dependencies anew (needs uv)
+	@scripts/lock.sh
+
+clean: ## remove .venv and everything that was built or cached here
+	@rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

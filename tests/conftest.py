@@ -1,0 +1,32 @@
+"""What holds for every test: two CPU devices, a home of its own, and how hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Before JAX starts, and inherited by every process that a test starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+_session_home = tempfile.TemporaryDirectory(prefix="fedjax-secure-tests-")
+os.environ["FEDJAX_SECURE_HOME"] = _session_home.name
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+# Times vary with compilation and with the machine's load, so no example has a deadline. In CI the
+# same examples run every time; at a desk each run tries others, and keeps those that failed.
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """Budgets, ledgers and runs of a test go to a folder of that test alone."""
+    path = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("FEDJAX_SECURE_HOME", str(path))
+    return path
