@@ -84,6 +84,12 @@ class Submission:
         """SHA-256 of the payload."""
         return hashlib.sha256(self.payload).digest()
 
+    @property
+    def num_bytes(self) -> int:
+        """What the message takes on the wire: payload, ids, digests and signature."""
+        fixed = len(self.run) + 8 + len(self.model_digest) + len(self.key_id)
+        return len(self.payload) + len(self.client.encode()) + fixed + len(self.signature)
+
     def statement(self) -> bytes:
         """The signed bytes: every field, length-prefixed, under a domain of its own."""
         fields = (_DOMAIN, self.client.encode(), self.run, self.round.to_bytes(8, "little"),

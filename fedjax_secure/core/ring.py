@@ -39,9 +39,9 @@ def centre(elements: jax.Array, modulus: int) -> jax.Array:
         >>> centre(wrap(jnp.array([-3, 5]), 16), 16).tolist()
         [-3, 5]
     """
-    reduced = wrap(elements, modulus)
-    signed = reduced.astype(jnp.int32)
-    return jnp.where(reduced >= modulus // 2, signed - modulus, signed)
+    half = modulus // 2
+    shifted = wrap(jnp.asarray(elements).astype(jnp.uint32) + jnp.uint32(half), modulus)
+    return shifted.astype(jnp.int32) - half
 
 
 def sum_elements(elements: np.ndarray, modulus: int) -> np.ndarray:

@@ -58,16 +58,16 @@ class Mechanism:
     Attributes:
         noise_multiplier: standard deviation over sensitivity of the Gaussian that is accounted;
             already lowered for the discretisation (facts in ``docs/privacy.md``).
-        slack_epsilon: pure epsilon that each round adds on top of the Gaussian's.
-        slack_total_variation: statistical distance of one round's noise from the exact one.
+        log_ratio: bound, for one round, on ``|log|`` of the true over the accounted distribution.
+        total_variation: statistical distance of one round's noise from the exact one.
         rounded_unit_l2: one unit's L2 sensitivity in integer units, rounding included.
         share_stddev: standard deviation of one client's noise share, integer units.
         num_shares: how many shares the guarantee counts on.
     """
 
     noise_multiplier: float
-    slack_epsilon: float
-    slack_total_variation: float
+    log_ratio: float
+    total_variation: float
     rounded_unit_l2: float
     share_stddev: float
     num_shares: int

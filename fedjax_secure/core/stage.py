@@ -132,9 +132,10 @@ def chain(*stages: Stage) -> Aggregation:
         for stage in stages:
             states[stage.name], spec = stage.init(spec)
         states[_MEAN]["modulus"] = Static(spec.modulus)
-        need(not spec.sampling or spec.sampling.unit == (spec.unit or spec.sampling.unit), "clip",
-             f"unit={spec.sampling and spec.sampling.unit!r}, the unit that rounds sample",
-             f"unit={spec.unit!r}", "Clip the same unit that the federation samples.")
+        sampled = spec.sampling.unit if spec.sampling and spec.sampling.kind == "poisson" else None
+        need(sampled in (None, spec.unit) or spec.unit is None, "clip",
+             f"unit={sampled!r}, the unit that rounds sample", f"unit={spec.unit!r}",
+             "Clip the same unit that the federation samples.")
         return states, spec
 
     def setup(states: States, spec: Spec, setting: Setting) -> tuple[States, Opener]:

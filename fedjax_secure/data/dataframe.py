@@ -156,6 +156,7 @@ def from_dataframe(
         feature_names=feature_names,
         classes=class_names,
         unit=unit,
+        client_unit=str(client),
         card=_card(card, columns, classes_found, may_be_missing is None, test_fraction, seed),
     )
 

@@ -49,6 +49,7 @@ class FederatedDataset:
         feature_names: one name for each column of ``x``.
         classes: one name for each class.
         unit: what one record stands for, and so what privacy protects, e.g. ``"patient"``.
+        client_unit: what one client is, for texts, e.g. ``"hospital"``.
         card: provenance, licence, cleaning rules, public constants and citations, as text.
 
     Raises:
@@ -79,6 +80,7 @@ class FederatedDataset:
     classes: tuple[str, ...]
     unit: str = "record"
     card: str = field(default="")
+    client_unit: str = "client"
 
     def __post_init__(self):
         for name in ("clients", "feature_names", "classes"):
@@ -223,6 +225,7 @@ class FederatedDataset:
             feature_names=self.feature_names,
             classes=self.classes,
             unit=self.unit,
+            client_unit=self.client_unit,
             card=self.card,
         )
 
@@ -338,11 +341,12 @@ def from_records(
     classes: Sequence[str],
     unit: str,
     card: str,
+    client_unit: str = "client",
 ) -> FederatedDataset:
     """Groups encoded records by client, splits each client, and builds the dataset.
 
     Args:
-        name, feature_names, classes, unit, card: as in `FederatedDataset`.
+        name, feature_names, classes, unit, client_unit, card: as in `FederatedDataset`.
         client_names: the clients' ids, in the order of the dataset.
         client: ``[records] int``, the number of each record's client.
         x: ``[records, features]``, encoded features.
@@ -374,5 +378,6 @@ def from_records(
         feature_names=tuple(feature_names),
         classes=tuple(classes),
         unit=unit,
+        client_unit=client_unit,
         card=card,
     )

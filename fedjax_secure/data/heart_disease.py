@@ -138,6 +138,7 @@ def heart_disease(*, test_fraction: float = 0.2, seed: int = 0) -> FederatedData
         feature_names=feature_names,
         classes=CLASSES,
         unit="patient",
+        client_unit="hospital",
         card=CARD,
     )
 

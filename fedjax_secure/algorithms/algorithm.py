@@ -1,0 +1,48 @@
+"""The type of every federated algorithm: what a client computes, and how the server steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ..core import Aggregation, Cohort, Source
+from ..core.stage import States
+from ..training import Engine
+
+
+class Work(NamedTuple):
+    """What the clients of one round computed.
+
+    Attributes:
+        values: [clients, dim], float32 updates, or int32 sums of encoded records.
+        nonfinite: int32 [clients]: how many records or values were not finite.
+    """
+
+    values: jax.Array
+    nonfinite: np.ndarray
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm.
+
+    Attributes:
+        name: for records and code.
+        server: the optimiser that takes the decoded mean as a gradient.
+        direction: +1 where clients send gradients, -1 where they send what to add to the model.
+        one_step: each client takes one step at the global model, so its records can be clipped
+            one by one.
+        batch_size: how many examples the engine takes at once.
+        local: ``(engine, params, cohort, keys [clients, 8], aggregation, states, source) ->
+            Work``: the clients' work.
+    """
+
+    name: str
+    server: optax.GradientTransformation
+    direction: float
+    one_step: bool
+    batch_size: int
+    local: Callable[[Engine, Any, Cohort, np.ndarray, Aggregation, States, Source], Work]

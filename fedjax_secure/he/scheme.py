@@ -1,0 +1,102 @@
+"""What an additive encryption scheme offers, and the stage that puts one at the end of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+import jax
+
+from ..core import Opener, Setting, Spec, Stage, Static, Stream
+from ..core.ring import wrap
+from ..core.stage import need
+
+
+class Scheme(Protocol):
+    """An additively homomorphic encryption of ring elements.
+
+    A scheme that runs on the device does its work in :meth:`encrypt` and only serialises in
+    :meth:`to_wire`; a scheme that runs on the host (OpenFHE) returns the value unchanged from
+    ``encrypt`` and does its work in ``to_wire``.
+    """
+
+    name: str
+
+    def plan(self, spec: Spec) -> Hashable:
+        """Choose the packing for this chain; SpecError where the sum does not fit.
+
+        Reads ``spec.dim``, ``spec.modulus`` (each value is in ``[0, modulus)``) and
+        ``spec.num_clients`` (the most summands).
+        """
+        ...
+
+    def opener_text(self, spec: Spec) -> str:
+        """Who opens the sum and what is assumed of them, to end the sentence 'opened by'."""
+        ...
+
+    def generate(self, plan: Any, spec: Spec, setting: Setting) -> tuple[Any, Opener]:
+        """Make (or, from ``setting.folder``, restore) keys.
+
+        Returns:
+            Public key material as a pytree that :meth:`encrypt` takes, and the opener that holds
+            the private key. Nothing in the pytree leads to the private key.
+        """
+        ...
+
+    def encrypt(self, plan: Any, keys: Any, stream: Stream, value: jax.Array) -> Any:
+        """Encrypt one client's ring elements, uint32 [dim]; pure and jittable."""
+        ...
+
+    def to_wire(self, plan: Any, keys: Any, payloads: Any, setting: Setting) -> list[bytes]:
+        """One message a client from what ``encrypt`` returned, stacked over clients."""
+        ...
+
+
+def encrypt(scheme: Scheme) -> Stage:
+    """Encrypt each client's ring elements so that only the sum can be opened.
+
+    Args:
+        scheme: ``fs.he.public_key()`` (our lattice kernels) or ``fs.he.openfhe_bgv()``.
+
+    Returns:
+        A stage; it must be the last of its chain.
+
+    Guarantees:
+        Sums open to exactly the integers that were encrypted, modulo the ring. The server reads
+        no client's value. Who can open, and what is assumed of them, is in the chain's threat
+        model.
+
+    Raises:
+        SpecError: (from ``init``) values that are not integers, no ring, or a sum that does not
+            fit the scheme's parameters.
+
+    Example:
+        >>> from fedjax_secure.he import encrypt, public_key
+        >>> encrypt(public_key()).name
+        'encrypt'
+    """
+
+    def init(spec: Spec) -> tuple[Any, Spec]:
+        need(spec.dtype in ("int32", "uint32"), "encrypt", "integer values", spec.dtype,
+             "Put quantise(...) before it.")
+        need(spec.modulus is not None, "encrypt", "a ring to sum in", "no modulus",
+             "Put quantise(bits=...) before it.")
+        plan = scheme.plan(spec)
+        # A sum of one client's value would be that client's value.
+        changed = spec.replace(dtype="ciphertext", readable=False,
+                               opener=scheme.opener_text(spec),
+                               min_clients=max(spec.min_clients, min(2, spec.num_clients)))
+        return {"plan": Static(plan), "modulus": Static(spec.modulus), "keys": None}, changed
+
+    def setup(state: Any, spec: Spec, setting: Setting) -> tuple[Any, Opener]:
+        keys, opener = scheme.generate(state["plan"].value, spec, setting)
+        return {**state, "keys": keys}, opener
+
+    def client(state: Any, stream: Stream, value: jax.Array) -> Any:
+        ring_value = wrap(value, state["modulus"].value)
+        return scheme.encrypt(state["plan"].value, state["keys"], stream, ring_value)
+
+    def to_wire(state: Any, payloads: Any, setting: Setting) -> list[bytes]:
+        return scheme.to_wire(state["plan"].value, state["keys"], payloads, setting)
+
+    return Stage("encrypt", init, client, setup=setup, to_wire=to_wire)

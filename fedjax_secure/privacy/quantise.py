@@ -1,0 +1,181 @@
+"""Turn one unit's float vector into integers whose norm is bounded, and sums back into floats."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..core import Spec, Stage, Static, Stream
+from ..core.ring import centre, modulus_of
+from ..core.stage import need
+
+#: A rounding that exceeds the bound with more than this probability is bounded a little wider.
+_REJECTION = 2.0**-20
+_MAX_INTEGER_NORM = 65535.0
+_ATTEMPTS = 2
+
+
+def rounded_l2_bound(l2_bound: float, dim: int) -> float:
+    """The norm that stochastically rounded vectors keep, in integer units.
+
+    Args:
+        l2_bound: norm of the scaled vector before rounding, integer units.
+        dim: number of values.
+
+    Returns:
+        ``min(c + sqrt(d), sqrt(c^2 + d/4 + sqrt(2 ln(1/b)) (c + sqrt(d)/2)))`` with b = 2^-20: a
+        rounding is longer with probability at most b, and is then drawn again.
+
+    Example:
+        >>> round(rounded_l2_bound(4096.0, 30), 2)
+        4098.64
+
+    Source:
+        Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Proposition 26 and Algorithm 1.
+    """
+    root = math.sqrt(dim)
+    spread = math.sqrt(2.0 * math.log(1.0 / _REJECTION)) * (l2_bound + root / 2.0)
+    return min(l2_bound + root, math.sqrt(l2_bound**2 + dim / 4.0 + spread))
+
+
+def norm_within(values: jax.Array, squared_bound: int) -> jax.Array:
+    """Whether the sum of squares of int32 values is at most an integer bound: exact, no x64.
+
+    Args:
+        values: int32 [dim], dim at most 2^30.
+        squared_bound: at most 65535^2.
+
+    Returns:
+        bool []; False for any value of magnitude above 65535.
+
+    Example:
+        >>> bool(norm_within(jnp.array([3, 4]), 25)), bool(norm_within(jnp.array([3, 4]), 24))
+        (True, False)
+    """
+    magnitude = jnp.abs(values)
+    small = jnp.all(magnitude <= 65535) & jnp.all(values > jnp.iinfo(jnp.int32).min)
+    square = jnp.minimum(magnitude, 65535).astype(jnp.uint32) ** 2
+    width = 1 << 15
+    square = jnp.pad(square, (0, -square.shape[0] % width)) if square.shape[0] > width else square
+    rows = square.reshape(-1, min(width, square.shape[0]))
+    low = jnp.sum(rows & 0xFFFF, axis=1, dtype=jnp.uint32)
+    high = jnp.sum(rows >> 16, axis=1, dtype=jnp.uint32) + (low >> 16)
+    low, limit = low & 0xFFFF, squared_bound >> 16
+    # A row above the bound is held just above it, so that the sum over rows cannot wrap around.
+    high = jnp.minimum(high, jnp.uint32(limit + 1))
+    low_sum = jnp.sum(low, dtype=jnp.uint32)
+    high_sum = jnp.sum(high, dtype=jnp.uint32) + (low_sum >> 16)
+    low_sum = low_sum & 0xFFFF
+    within = (high_sum < limit) | ((high_sum == limit) & (low_sum <= squared_bound & 0xFFFF))
+    return small & within
+
+
+def stochastic_round(words: jax.Array, values: jax.Array) -> jax.Array:
+    """Round each float to one of its two neighbouring integers, unbiased to 2^-24.
+
+    Args:
+        words: uint32 [dim], fresh random words.
+        values: float32 [dim], magnitude below 2^23.
+
+    Returns:
+        int32 [dim].
+
+    Example:
+        >>> stochastic_round(jnp.zeros(2, jnp.uint32), jnp.array([1.5, -1.5])).tolist()
+        [2, -1]
+    """
+    floor = jnp.floor(values)
+    uniform = (words >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+    return floor.astype(jnp.int32) + (uniform < values - floor).astype(jnp.int32)
+
+
+def quantise(bits: int, *, scale: float | None = None) -> Stage:
+    """Scale and stochastically round a clipped vector to integers that are summed modulo 2^bits.
+
+    Rounding happens for each unit of privacy before anything is summed; rounded after the sum,
+    one unit could move the result by its norm plus sqrt(dim) units.
+
+    Args:
+        bits: the ring is ``[0, 2^bits)``; 2 to 31.
+        scale: integer units per model unit. None takes the largest power of two for which every
+            clipped unit may take part at its worst without a wrap, with half of the ring left for
+            noise.
+
+    Returns:
+        A stage that turns float32 into int32 and sets ``scale``, ``modulus`` and the bounds.
+
+    Guarantees:
+        The L2 norm of each rounded vector, checked on the integers with exact arithmetic, is at
+        most ``spec.l2_bound``. A rounding that is longer is drawn once more, and then rounded
+        towards zero; the work does not depend on the data.
+
+    Raises:
+        SpecError: nothing was clipped, the value is not float, or the ring is too small.
+
+    Example:
+        >>> from fedjax_secure.core import Spec
+        >>> from fedjax_secure.privacy import clip
+        >>> spec = Spec(dim=4, num_clients=2, num_records=10, denominator=2.0)
+        >>> _, spec = clip(1.0).init(spec)
+        >>> _, spec = quantise(bits=16).init(spec)
+        >>> spec.scale, spec.modulus, spec.dtype
+        (4096.0, 65536, 'int32')
+
+    Source:
+        Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 (conditional rounding).
+    """
+    modulus = modulus_of(bits)
+
+    def init(spec: Spec) -> tuple[Any, Spec]:
+        need(spec.dtype == "float32", "quantise", "float values", spec.dtype,
+             "Keep one quantise(...) in the chain, after clip(...).")
+        need(spec.l2_bound is not None, "quantise", "a bounded L2 norm", "no bound",
+             "Put clip(...) before it.")
+        chosen = float(scale) if scale is not None else _largest_scale(spec, modulus)
+        need(math.isfinite(chosen) and chosen > 0, "quantise", "a positive scale",
+             f"scale={scale!r}", "Leave scale out, or give integer units per model unit.")
+        bound = rounded_l2_bound(spec.l2_bound * chosen, spec.dim)
+        need(bound <= _MAX_INTEGER_NORM, "quantise", f"norms up to {_MAX_INTEGER_NORM:.0f} units",
+             f"{bound:.0f}", "Lower scale or the clipping norm.")
+        linf = min(bound, math.ceil(spec.linf_bound * chosen))
+        need(2.0 * spec.sum_terms * linf < modulus, "quantise",
+             f"2 * summed units * linf_bound below 2**bits = {modulus}",
+             f"2 * {spec.sum_terms} * {linf:.0f} = {2 * spec.sum_terms * linf:.0f}",
+             "Raise bits, or lower scale.")
+        state = {"scale": Static(chosen), "modulus": Static(modulus),
+                 "squared_bound": Static(int(bound**2))}
+        return state, spec.replace(dtype="int32", scale=chosen, modulus=modulus, l2_bound=bound,
+                                   linf_bound=float(linf))
+
+    def client(state: Any, stream: Stream, value: jax.Array) -> jax.Array:
+        scaled = value.astype(jnp.float32) * jnp.float32(state["scale"].value)
+        squared_bound = state["squared_bound"].value
+        # trunc(scaled) is never longer than scaled, whose own excess in float32 is far below
+        # the room that rounded_l2_bound leaves.
+        result = jnp.trunc(scaled).astype(jnp.int32)
+        for attempt in reversed(range(_ATTEMPTS)):
+            words = stream.words(value.shape[0], draw=attempt)
+            rounded = stochastic_round(words, scaled)
+            result = jnp.where(norm_within(rounded, squared_bound), rounded, result)
+        return jnp.where(norm_within(result, squared_bound), result, 0)
+
+    def server(state: Any, total: jax.Array) -> tuple[jax.Array, Any, dict]:
+        integers = centre(total, state["modulus"].value)
+        return integers.astype(jnp.float32) / jnp.float32(state["scale"].value), state, {}
+
+    return Stage("quantise", init, client, server, rounds=True)
+
+
+def _largest_scale(spec: Spec, modulus: int) -> float:
+    """The largest power of two that leaves half of the ring for noise."""
+    assert spec.l2_bound is not None
+    room = modulus / 4.0 / spec.sum_terms
+    exponent = math.floor(math.log2(min(room, _MAX_INTEGER_NORM / 2.0) / spec.l2_bound))
+    candidate = 2.0**exponent
+    need(candidate * spec.l2_bound >= 1.0, "quantise",
+         f"a ring with room for {spec.sum_terms} clipped units of at least one integer unit",
+         f"modulus={modulus}", "Raise bits.")
+    return candidate

@@ -1,0 +1,428 @@
+"""Running a federation: rounds of work, aggregation, accounting and record."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from .. import __version__
+from ..algorithms import Algorithm
+from ..core import (
+    Aggregation,
+    BudgetError,
+    ResumeError,
+    RoundRecord,
+    RoundState,
+    Setting,
+    Signer,
+    Spec,
+    SpecError,
+    Submission,
+    ThreatModel,
+    model_digest,
+    source,
+)
+from ..core.randomness import device_keys
+from ..core.stage import require_finite
+from ..data import FederatedDataset
+from ..ledger import Account, EmbeddedLedger, commit
+from ..models import Model
+from ..privacy import Budget, Spend, compose
+from ..selection import Selection, all_records
+from ..training import Engine, evaluate
+from .journal import Journal
+
+_COORDINATOR = "coordinator"
+
+#: What leaves the clients in a simulation or a record and no guarantee covers.
+OUTSIDE = (
+    "accuracy, AUC and loss per client on held-out records",
+    "timings",
+    "the number of records of each client (taken as a public constant)",
+)
+
+
+class Federation:
+    """Clients that train one model together, round by round.
+
+    Args:
+        model: from ``fs.models``.
+        data: the clients' records, from ``fs.data``.
+        algorithm: what clients compute and how the server steps, from ``fs.algorithms``.
+        aggregation: the chain around the sum, from ``fs.chain(...)``.
+        selection: who takes part; None takes every record of every client.
+        budget: the privacy budget that rounds spend from; needed where the chain adds noise.
+        ledger: where submissions and models are recorded; None keeps no ledger.
+        folder: where the run is kept, so that it can go on after a crash; None keeps it in a
+            temporary folder.
+        seed: None for secure mode, with fresh secrets. A seed makes a simulation that repeats
+            exactly and protects nothing.
+        min_clients: how many distinct clients a sum needs; None takes as many as the noise needs,
+            or all where there is no noise.
+        denominator: the public constant the sum is divided by; None takes the expected number of
+            records (algorithms that send one gradient) or the number of clients.
+
+    Guarantees:
+        The spend of a round is on disk before its sum is opened. A round that was interrupted
+        sends the same bytes again, or none were sent; nothing is released twice. In seeded mode
+        the same arguments give the same model bytes on one machine, with encryption on or off.
+
+    Raises:
+        SpecError: the parts do not fit together; raised before anything is traced.
+        BudgetError: the budget belongs to other data.
+        ResumeError: the folder holds another run, or is in use.
+
+    Example:
+        >>> import optax
+        >>> import fedjax_secure as fs
+        >>> data = fs.data.heart_disease()
+        >>> model = fs.models.logistic_regression(data)
+        >>> federation = fs.Federation(model, data, fs.algorithms.fed_avg(0.1), fs.chain(), seed=0)
+        >>> state = federation.init()
+        >>> for state, record in federation.run(state, rounds=2):
+        ...     print(record.round, record.mode)
+        1 simulation
+        2 simulation
+        >>> federation.close()
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: FederatedDataset,
+        algorithm: Algorithm,
+        aggregation: Aggregation,
+        *,
+        selection: Selection | None = None,
+        budget: Budget | None = None,
+        ledger: EmbeddedLedger | None = None,
+        folder: str | Path | None = None,
+        seed: int | None = None,
+        min_clients: int | None = None,
+        denominator: float | None = None,
+    ):
+        self.model, self.data, self.algorithm = model, data, algorithm
+        self.aggregation, self.selection = aggregation, selection or all_records()
+        self.budget, self.ledger, self.seed = budget, ledger, seed
+        self.source = source(seed)
+        self.records: list[RoundRecord] = []
+        self.spec, states = self._plan(min_clients, denominator)
+        self.spend = self._spend()
+        self._journal = Journal(folder)
+        self._opener = None
+        try:
+            self._set_up(states)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- what the run is, checked before anything is traced ---------------------------------
+
+    def _plan(self, min_clients: int | None, denominator: float | None) -> tuple[Spec, dict]:
+        clients, records = self.data.num_clients, len(self.data.y)
+        sampling = self.selection.sampling
+        rate = sampling.rate if sampling else 1.0
+        if self.aggregation.num_record_stages and not self.algorithm.one_step:
+            raise SpecError(
+                "clip(unit='record')", need="an algorithm of one step a round at the global model",
+                found=f"{self.algorithm.name}, whose clients take several steps",
+                fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
+        if denominator is None:
+            denominator = rate * records if self.algorithm.one_step else float(clients)
+        spec = Spec(
+            dim=self.model.dim, num_clients=clients, num_records=records, denominator=denominator,
+            min_clients=min_clients or 1, sampling=sampling, mode=self.source.mode,
+            unit_name=self.data.unit, client_name=self.data.client_unit)
+        states, spec = self.aggregation.init(spec)
+        if min_clients is None and spec.mechanism is None:
+            spec = spec.replace(min_clients=clients)
+        return spec, states
+
+    def _spend(self) -> Spend | None:
+        mechanism, sampling = self.spec.mechanism, self.spec.sampling
+        if mechanism is None:
+            return None
+        if sampling is None or self.budget is None:
+            raise SpecError(
+                "a federation that adds noise", need="a budget to spend from",
+                found="none", fix="Pass budget=fs.privacy.Budget.open("
+                "data.population_fingerprint, data.unit, epsilon=..., dp_delta=...).")
+        unit = self.data.unit if self.spec.unit == "record" else self.data.client_unit
+        found = (self.budget.fingerprint, self.budget.unit)
+        if found != (self.data.population_fingerprint, unit):
+            raise BudgetError(
+                "the federation", need=f"the budget of this dataset's {unit}s",
+                found=f"one of {'other data' if found[1] == unit else repr(found[1])}",
+                fix="Open it with Budget.open(data.population_fingerprint, "
+                    f"{unit!r}, epsilon=..., dp_delta=...).")
+        return Spend(noise_multiplier=mechanism.noise_multiplier, sampling_rate=sampling.rate,
+                     unit=unit, adjacency="add_remove", log_ratio=mechanism.log_ratio,
+                     total_variation=mechanism.total_variation)
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "release": __version__,
+            "model": self.model.name, "dim": self.model.dim,
+            "data": self.data.fingerprint, "algorithm": self.algorithm.name,
+            "batch_size": self.algorithm.batch_size,
+            "stages": [stage.name for stage in self.aggregation.stages],
+            "selection": self.selection.name, "seed": self.seed,
+            "spec": {name: repr(value) for name, value in vars(self.spec).items()},
+            "ledger": self.ledger is not None,
+        }
+
+    def _set_up(self, states: dict) -> None:
+        self._journal.settle(self._manifest())
+        clients = self.data.clients
+
+        def make() -> dict[str, bytes]:
+            secret = {"run": self.source.key("run")[:16]}
+            for client in clients:
+                secret[f"sign:{client}"] = self.source.key("signing", client=client)
+                secret[f"account:{client}"] = self.source.key("account", client=client)
+            secret[f"account:{_COORDINATOR}"] = self.source.key("coordinator")
+            return secret
+
+        secrets = self._journal.secrets(make)
+        self.run_id = secrets["run"].hex()
+        self._signers = {client: Signer(secrets[f"sign:{client}"]) for client in clients}
+        self._setting = Setting(
+            run=secrets["run"], min_clients=self.spec.min_clients, source=self.source,
+            roster={client: signer.public_key for client, signer in self._signers.items()},
+            folder=self._journal.opener_folder)
+        self._states, self._opener = self.aggregation.setup(states, self.spec, self._setting)
+        if self.ledger is not None:
+            self._coordinator = Account.from_secret(secrets[f"account:{_COORDINATOR}"])
+            self._accounts = {client: Account.from_secret(secrets[f"account:{client}"])
+                              for client in clients}
+            self.ledger.open(self._coordinator, min_clients=self.spec.min_clients)
+            for client, account in self._accounts.items():
+                if not self.ledger.registered(account.address):
+                    self.ledger.register(account, self._signers[client].public_key)
+        self._engine = Engine(self.model, self.data, batch_size=self.algorithm.batch_size)
+        self._encode = jax.jit(self.aggregation.encode)
+        self._seal = jax.jit(self.aggregation.seal)
+        self._step = jax.jit(self._server_step)
+
+    # -- rounds ------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array | None = None) -> RoundState:
+        """The state to start from: the folder's last finished round, or a fresh model.
+
+        Args:
+            key: a JAX key for the model's first parameters, which are public; None takes key 0.
+        """
+        params = self.model.init(jax.random.key(0) if key is None else key)
+        fresh = RoundState(params, self.algorithm.server.init(params), {}, 0)
+        state, self.records = self._journal.load(fresh)
+        return state
+
+    def run(self, state: RoundState, *, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
+        """Run until ``rounds`` rounds are finished, one at a time.
+
+        Args:
+            state: from :meth:`init`, or what the last round returned.
+            rounds: the number of the last round; a state that has finished 20 rounds runs 10 more
+                for ``rounds=30``.
+
+        Yields:
+            The new state and the round's record, once both are on disk.
+
+        Raises:
+            BudgetError: the budget does not hold all these rounds; nothing has run then.
+            UpdateError: a client's update is not finite; earlier rounds are kept.
+            OpeningError, LedgerError, PartyError: the round could not be finished; it can be
+                resumed.
+        """
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise SpecError("run", need="a number of rounds, at least 1", found=repr(rounds),
+                            fix="Give rounds=20, for example.")
+        finished = self._journal.last_round()
+        if state.round != finished:
+            raise ResumeError("run", need=f"the state after round {finished}, the last finished",
+                              found=f"the state after round {state.round}",
+                              fix="Use the state that the last round returned, or init().")
+        if self.spend is not None and rounds > finished:
+            assert self.budget is not None
+            spent = {entry.round for entry in self.budget.entries() if entry.run_id == self.run_id}
+            ahead = sum(number not in spent for number in range(finished + 1, rounds + 1))
+            if ahead:
+                self.budget.check(self.spend, ahead)
+        return self._rounds(state, rounds)
+
+    def _rounds(self, state: RoundState, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
+        while state.round < rounds:
+            state, record = self._round(state)
+            self.records.append(record)
+            yield state, record
+
+    def _round(self, state: RoundState) -> tuple[RoundState, RoundRecord]:
+        number, before = state.round + 1, model_digest(state.params)
+        clock = _Clock()
+        kept = self._journal.sent(number)
+        if kept is None:
+            sent, timings = self._work(state, number, before, clock)
+        else:
+            sent, timings = kept[0], dict(kept[1]["timings_seconds"])
+            self._spend_round(number)
+        clock.lap("other")
+        head = self._submit(number, sent)
+        clock.lap("ledger")
+        assert self._opener is not None
+        opened = self._opener.open(number, before, [submission for submission, _ in sent])
+        params, opt_state = jax.block_until_ready(
+            self._step(state.params, state.opt_state, self._states, opened.total))
+        after = model_digest(params)
+        clock.lap("aggregate")
+        if self.ledger is not None:
+            head = self._confirm(number, after)
+        clock.lap("ledger")
+        metrics = self._evaluate(params)
+        new = RoundState(params, opt_state, {}, number)
+        record = RoundRecord(
+            run=self.run_id, round=number, mode=_label(self.source.mode), clients=opened.clients,
+            model_before=before.hex(), model_after=after.hex(), sum_digest=opened.digest.hex(),
+            dp=self._dp(number), metrics=metrics, outside_guarantee=OUTSIDE,
+            timings_seconds={**timings, "aggregate": clock.seconds["aggregate"],
+                             "ledger": clock.seconds["ledger"]},
+            bytes_per_client=max(submission.num_bytes for submission, _ in sent),
+            ledger_head=head)
+        self._journal.finish(new, record)
+        return new, record
+
+    def _work(self, state, number, before, clock):
+        """What the clients do: train, protect, sign; stored before any of it is sent."""
+        clients = self.data.clients
+        cohort = self.selection.draw(self.source, number, clients, self.data.offsets)
+        keys = device_keys([self.source.key("client", round=number, client=client)
+                            for client in clients])
+        work = self.algorithm.local(self._engine, state.params, cohort, keys, self.aggregation,
+                                    self._states, self.source)
+        jax.block_until_ready(work.values)
+        require_finite(work.nonfinite == 0, clients, f"round {number}")
+        clock.lap("train")
+        elements, finite = jax.block_until_ready(self._encode(self._states, keys, work.values))
+        require_finite(np.asarray(finite), clients, f"round {number}")
+        self._spend_round(number)
+        clock.lap("privacy")
+        payloads = jax.block_until_ready(self._seal(self._states, keys, elements))
+        wire = self.aggregation.to_wire(self._states, payloads, self._setting)
+        sent = [self._sign(client, number, before, payload)
+                for client, payload, alive in zip(clients, wire, cohort.alive, strict=True) if alive]
+        clock.lap("encrypt")
+        timings = {name: clock.seconds[name] for name in ("train", "privacy", "encrypt")}
+        self._journal.store_sent(number, sent, {"timings_seconds": timings})
+        return sent, timings
+
+    def _sign(self, client: str, number: int, before: bytes, payload: bytes):
+        assert self._opener is not None
+        submission = Submission(client, self._setting.run, number, before, self._opener.key_id,
+                                payload)
+        salt = self.source.key("salt", round=number, client=client)
+        return submission.signed(self._signers[client]), salt
+
+    def _spend_round(self, number: int) -> None:
+        if self.spend is not None:
+            assert self.budget is not None
+            self.budget.spend(self.run_id, number, self.spend)
+
+    def _submit(self, number: int, sent) -> str:
+        if self.ledger is None:
+            return ""
+        for submission, salt in sent:
+            digest = hashlib.sha256(submission.statement()).digest()
+            # Repeating a submission that the ledger has taken appends nothing.
+            self.ledger.submit_update(self._accounts[submission.client], number,
+                                      commit(digest, salt))
+        return self.ledger.head
+
+    def _confirm(self, number: int, after: bytes) -> str:
+        assert self.ledger is not None
+        self.ledger.confirm_round(self._coordinator, number, after)
+        return self.ledger.head
+
+    def _server_step(self, params, opt_state, states, total):
+        mean, _, _ = self.aggregation.decode(states, total)
+        gradient = self.model.unravel(self.algorithm.direction * mean)
+        updates, opt_state = self.algorithm.server.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def _evaluate(self, params: Any) -> dict[str, Any]:
+        """Held-out figures per client; a figure that does not exist (one class) is None."""
+        scores = evaluate(self.model, params, self.data)
+        if not len(self.data.test_y):
+            return {}
+
+        def by_client(values: np.ndarray) -> dict[str, float | None]:
+            return {client: float(value) if np.isfinite(value) else None
+                    for client, value in zip(scores.clients, values, strict=True)}
+
+        held = scores.counts > 0
+        mean = np.average(scores.accuracy[held], weights=scores.counts[held])
+        return {"accuracy": by_client(scores.accuracy), "auc": by_client(scores.auc),
+                "loss": by_client(scores.loss), "mean_accuracy": float(mean)}
+
+    def _dp(self, number: int) -> Mapping[str, Any]:
+        if self.spend is None or self.budget is None:
+            return {}
+        run = Spend(**{**self.spend.to_dict(), "count": number})
+        return {
+            "unit": self.spend.unit, "adjacency": self.spend.adjacency,
+            "sampling_rate": self.spend.sampling_rate,
+            "noise_multiplier": self.spend.noise_multiplier,
+            "epsilon": compose([run], self.budget.dp_delta), "dp_delta": self.budget.dp_delta,
+            "budget_epsilon": self.budget.epsilon, "budget_spent": self.budget.spent,
+            "label": self.budget.label or "", "mode": _label(self.source.mode),
+            "assumes": f"at most {self.spec.num_clients - self.spec.mechanism.num_shares} noise "
+                       "shares missing or known" if self.spec.mechanism else "",
+        }
+
+    # -- what people ask ---------------------------------------------------------------------
+
+    def threat_model(self) -> ThreatModel:
+        """Who sees what in this federation, in sentences."""
+        return self.spec.threat_model(OUTSIDE)
+
+    def close(self) -> None:
+        """Stop parties, and let another process use the folder and the ledger."""
+        if self._opener is not None:
+            self._opener.close()
+            self._opener = None
+        if self.ledger is not None:
+            self.ledger.close()
+        self._journal.close()
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.aggregation.stages)
+        return (f"Federation({self.model.name}, {self.data.name}, {self.algorithm.name}, "
+                f"chain({stages}), {_label(self.source.mode)})")
+
+
+class _Clock:
+    """Seconds since the last lap, added up under names."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def _label(mode: str) -> str:
+    return "simulation" if mode == "seeded" else "secure"

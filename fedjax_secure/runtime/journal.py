@@ -1,0 +1,204 @@
+"""A run on disk: what must survive a kill at any moment, and in which order it is written.
+
+A run's folder holds
+
+- ``run.json``: what the run is (never changes);
+- ``secrets.msgpack``: the clients' signing keys and ledger keys, readable by the owner only;
+- ``sent-NNNNNN.msgpack``: the signed submissions of a round, written before anything leaves a
+  client, so that a resumed round sends the same bytes and nothing is released twice;
+- ``state-NNNNNN.msgpack``: the finished round's state and record in one file;
+- ``opener/``: the key holder's own folder, which the journal never reads.
+
+Every file is written to a temporary name, synced and renamed: whole or absent, never half.
+Numbers are stored as raw buffers in msgpack; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import msgpack
+import numpy as np
+
+from ..core import ResumeError, RoundRecord, RoundState, Submission
+from ..core.opening import write_durably
+
+FORMAT = 1
+
+
+class Journal:
+    """One run's files.
+
+    Args:
+        folder: where they are; None keeps them in a temporary folder that goes with the object,
+            so that such a run cannot be resumed.
+
+    Raises:
+        ResumeError: another process has the folder open.
+
+    Example:
+        >>> journal = Journal(None)
+        >>> journal.last_round()
+        0
+        >>> journal.close()
+    """
+
+    def __init__(self, folder: str | Path | None):
+        self._temporary = tempfile.TemporaryDirectory() if folder is None else None
+        self.folder = Path(self._temporary.name if self._temporary else folder)  # type: ignore[arg-type]
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = open(self.folder / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ResumeError("the run's folder", need="to be used by one process at a time",
+                              found=f"{self.folder} open in another federation",
+                              fix="Close the other one, or choose another folder.") from None
+
+    # -- what the run is ---------------------------------------------------------------------
+
+    def settle(self, manifest: Mapping[str, Any]) -> bool:
+        """Record what the run is, or check that the folder holds this very run.
+
+        Returns:
+            True if the folder already held it.
+
+        Raises:
+            ResumeError: the folder holds another run; names the first thing that differs.
+        """
+        path = self.folder / "run.json"
+        wanted = json.loads(json.dumps({"format": FORMAT, **manifest}))
+        if not path.exists():
+            write_durably(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
+            return False
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise self._damaged(path) from error
+        for name in sorted({*wanted, *found}):
+            if wanted.get(name) != found.get(name):
+                raise ResumeError(
+                    "resuming", need=f"the same {name} as when the run began, "
+                    f"{found.get(name)!r}", found=repr(wanted.get(name)),
+                    fix="Build the federation as before, or choose another folder for a new run.")
+        return True
+
+    def secrets(self, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+        """The run's secrets: made once, then read back."""
+        path = self.folder / "secrets.msgpack"
+        if not path.exists():
+            write_durably(path, msgpack.packb(make()))
+        return self._read(path)
+
+    @property
+    def opener_folder(self) -> Path:
+        """The key holder's own folder."""
+        return self.folder / "opener"
+
+    # -- what a round sent -------------------------------------------------------------------
+
+    def store_sent(self, round: int, sent: Sequence[tuple[Submission, bytes]],
+                   metrics: Mapping[str, Any]) -> None:
+        """Keep a round's submissions and the salts of their commitments, before they are sent."""
+        rows = [[s.client, s.run, s.round, s.model_digest, s.key_id, s.payload, s.signature, salt]
+                for s, salt in sent]
+        write_durably(self._sent(round), msgpack.packb({"sent": rows, "metrics": dict(metrics)}))
+
+    def sent(self, round: int) -> tuple[list[tuple[Submission, bytes]], dict[str, Any]] | None:
+        """A round's stored submissions, salts and metrics; None if nothing was sent yet."""
+        if not self._sent(round).exists():
+            return None
+        stored = self._read(self._sent(round))
+        return [(Submission(*row[:7]), row[7]) for row in stored["sent"]], stored["metrics"]
+
+    # -- what a round left -------------------------------------------------------------------
+
+    def finish(self, state: RoundState, record: RoundRecord) -> None:
+        """Keep a finished round; its submissions and the state before the last go."""
+        leaves = [_pack_array(leaf) for leaf in jax.tree.leaves(state._replace(round=0))]
+        content = {"leaves": leaves, "round": state.round, "record": record.to_json()}
+        write_durably(self._state(state.round), msgpack.packb(content))
+        with open(self.folder / "records.jsonl", "a") as file:
+            file.write(record.to_json() + "\n")
+        self._sent(state.round).unlink(missing_ok=True)
+        self._state(state.round - 2).unlink(missing_ok=True)
+
+    def last_round(self) -> int:
+        """The last finished round; 0 if none is."""
+        names = [path.stem.rpartition("-")[2] for path in self.folder.glob("state-*.msgpack")]
+        return max((int(name) for name in names), default=0)
+
+    def load(self, like: RoundState) -> tuple[RoundState, list[RoundRecord]]:
+        """The last finished round's state, shaped as ``like``, and the records so far."""
+        last = self.last_round()
+        if last == 0:
+            return like, []
+        path = self._state(last)
+        stored = self._read(path)
+        leaves, treedef = jax.tree.flatten(like._replace(round=0))
+        arrays = [_unpack_array(row) for row in stored["leaves"]]
+        shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
+        if [(array.shape, array.dtype) for array in arrays] != shapes:
+            raise ResumeError("resuming", need="the same model and optimiser as when the run began",
+                              found="a state of other shapes",
+                              fix="Build the federation as before.")
+        state = jax.tree.unflatten(treedef, arrays)._replace(round=int(stored["round"]))
+        return state, self._records(stored["record"], last)
+
+    def _records(self, newest: str, last: int) -> list[RoundRecord]:
+        # The list of records is written after the state: a kill in between loses its last line,
+        # which the state's own file still has, or leaves half of one.
+        path = self.folder / "records.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept: dict[int, RoundRecord] = {}
+        for line in lines:
+            try:
+                record = RoundRecord.from_json(line)
+            except ResumeError:
+                continue
+            kept[record.round] = record
+        kept[last] = RoundRecord.from_json(newest)
+        records = [kept[round] for round in sorted(kept) if round <= last]
+        write_durably(path, "".join(record.to_json() + "\n" for record in records).encode())
+        return records
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._lock.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _sent(self, round: int) -> Path:
+        return self.folder / f"sent-{round:06d}.msgpack"
+
+    def _state(self, round: int) -> Path:
+        return self.folder / f"state-{round:06d}.msgpack"
+
+    def _read(self, path: Path) -> Any:
+        try:
+            return msgpack.unpackb(path.read_bytes())
+        except (ValueError, msgpack.UnpackException) as error:
+            raise self._damaged(path) from error
+
+    def _damaged(self, path: Path) -> ResumeError:
+        return ResumeError("resuming", need=f"a readable {path.name}", found="a damaged file",
+                           fix=f"Restore it from a backup, or start a new run outside "
+                               f"{os.fspath(self.folder)}.")
+
+
+def _pack_array(leaf: Any) -> list:
+    array = np.ascontiguousarray(leaf)
+    return [array.dtype.name, list(np.shape(leaf)), array.tobytes()]
+
+
+def _unpack_array(row: list) -> np.ndarray:
+    dtype, shape, content = row
+    return np.frombuffer(content, dtype).reshape(shape).copy()

@@ -1,0 +1,113 @@
+"""Clipping, quantising and noise: the figures that the accountant relies on."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedjax_secure as fs
+from fedjax_secure.core import SeededSource, Spec, Stream
+from fedjax_secure.core.randomness import device_keys
+from fedjax_secure.privacy.quantise import norm_within, rounded_l2_bound, stochastic_round
+
+
+@given(st.lists(st.integers(-70000, 70000), min_size=1, max_size=40), st.integers(-3, 3))
+def test_norm_check_is_exact_integer_arithmetic(values, off):
+    exact = sum(v * v for v in values)
+    bound = min(max(exact + off, 0), 65535**2)
+    expected = exact <= bound and max(map(abs, values)) <= 65535
+    assert bool(norm_within(jnp.array(values, jnp.int32), bound)) == expected
+
+
+@pytest.mark.parametrize("dim", [32767, 32768, 32769, 200_000])
+def test_norm_check_is_exact_in_many_dimensions(dim):
+    values = np.full(dim, 100, np.int32)
+    exact = dim * 10_000
+    assert bool(norm_within(values, exact)) and not bool(norm_within(values, exact - 1))
+    values[::2] = 65535
+    assert not bool(norm_within(values, 65535**2))
+    values[:] = np.iinfo(np.int32).min
+    assert not bool(norm_within(values, 65535**2))
+
+
+def test_rounding_is_unbiased_and_lands_on_neighbours():
+    words = np.random.default_rng(0).integers(0, 2**32, 400_000, dtype=np.uint32)
+    values = np.tile(np.array([0.25, -0.25, 3.0, -7.75], np.float32), 100_000)
+    rounded = np.asarray(stochastic_round(words, values))
+    assert np.all((rounded == np.floor(values)) | (rounded == np.ceil(values)))
+    # Hoeffding: |mean error| > 0.009 of 100,000 draws in [0, 1] has probability < 2 exp(-2 n t^2)
+    # = 1.9e-7 for each of four.
+    errors = np.abs((rounded - values).reshape(-1, 4).mean(axis=0))
+    assert errors.max() < 0.009
+    assert errors[2] == 0.0
+
+
+def _quantised(dim, l2_bound, bits, vectors, records=100):
+    spec = Spec(dim=dim, num_clients=2, num_records=records, denominator=1.0)
+    _, spec = fs.privacy.clip(l2_bound, unit="record").init(spec)
+    stage = fs.privacy.quantise(bits=bits)
+    state, spec = stage.init(spec)
+    key = device_keys([SeededSource(1).key("x")])[0]
+
+    def one(slot, vector):
+        clipped = fs.privacy.clip(l2_bound).client((), None, vector)
+        return stage.client(state, Stream(key, 0, slot), clipped)
+
+    slots = np.arange(len(vectors), dtype=np.uint32)
+    return np.asarray(jax.jit(jax.vmap(one))(slots, vectors)), spec
+
+
+@pytest.mark.parametrize("dim, bits", [(3, 12), (30, 24), (1000, 20), (5000, 16)])
+def test_no_rounded_vector_is_longer_than_the_sensitivity(dim, bits):
+    rng = np.random.default_rng(dim)
+    vectors = rng.normal(size=(300, dim)).astype(np.float32) * 100.0
+    vectors[:50] = 0.5 / math.sqrt(dim)  # worst for rounding: all coordinates small
+    integers, spec = _quantised(dim, 1.0, bits, vectors)
+    norms = np.sqrt((integers.astype(np.int64) ** 2).sum(axis=1))
+    assert norms.max() <= spec.unit_l2 == rounded_l2_bound(spec.scale, dim)
+    assert np.abs(integers).max() <= spec.linf_bound
+    assert norms[50:].min() > 0.5 * spec.scale or spec.scale < math.sqrt(dim)
+
+
+def test_the_bound_is_never_above_rounding_every_coordinate_up():
+    for dim in (1, 10, 10_000):
+        for length in (1.0, 64.0, 4096.0):
+            bound = rounded_l2_bound(length, dim)
+            assert length < bound <= length + math.sqrt(dim)
+
+
+def test_gradients_at_rest_stay_zero_and_huge_ones_are_clipped():
+    vectors = np.zeros((3, 8), np.float32)
+    vectors[1] = 1e30
+    vectors[2, 0] = 1e-30
+    integers, spec = _quantised(8, 1.0, 20, vectors)
+    assert integers[0].tolist() == [0] * 8 and integers[2, 1:].tolist() == [0] * 7
+    assert np.linalg.norm(integers[1]) <= spec.unit_l2
+
+
+def test_summed_shares_have_the_stated_spread():
+    spec = Spec(dim=20_000, num_clients=4, num_records=4, denominator=1.0)
+    aggregation = fs.chain(fs.privacy.clip(1.0), fs.privacy.quantise(bits=24),
+                           fs.privacy.discrete_gaussian(0.8, missing_shares=1))
+    states, spec = aggregation.init(spec)
+    keys = device_keys([SeededSource(5).key("x", client=str(c)) for c in range(4)])
+    elements, _ = jax.jit(aggregation.encode)(states, keys, np.zeros((4, spec.dim), np.float32))
+    modulus = spec.modulus
+    signed = np.asarray(elements).astype(np.int64)
+    signed = (signed + modulus // 2) % modulus - modulus // 2
+    for share in signed:
+        # A sample variance of 20,000 draws lies within 5 standard deviations (5 sqrt(2/n)) of the
+        # true one, except with probability below 1e-6.
+        assert share.var() == pytest.approx(spec.mechanism.share_stddev**2, rel=5 * 0.01)
+        assert abs(share.mean()) < 5 * spec.mechanism.share_stddev / math.sqrt(spec.dim)
+    total = signed.sum(axis=0)
+    assert total.var() == pytest.approx(spec.noise_stddev**2, rel=5 * 0.01)
+    assert np.abs(total).max() <= spec.noise_tail()
+    correlations = np.corrcoef(signed)[np.triu_indices(4, 1)]
+    assert np.abs(correlations).max() < 5 / math.sqrt(spec.dim)
