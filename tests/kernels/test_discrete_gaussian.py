@@ -8,6 +8,7 @@ from __future__ import annotations
 import decimal
 import math
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import jax
@@ -186,6 +187,12 @@ def test_a_table_passes_through_jit_vmap_and_shard_map():
     expected = [np.asarray(sample(made, words[:, i])) for i in range(3)]
     over_clients = jax.jit(jax.vmap(sample, in_axes=(None, 1)))(made, words)
     np.testing.assert_array_equal(over_clients, expected)
+
+    # A table of its own for each client, of one size: sigma 2.0 and 2.1 both fit 32 columns.
+    other = table(2.1)
+    pair = jnp.stack([made.thresholds, other.thresholds])
+    of_each = jax.vmap(lambda thresholds: sample(replace(made, thresholds=thresholds), words[:, 0]))
+    np.testing.assert_array_equal(of_each(pair), [expected[0], sample(other, words[:, 0])])
 
     mesh = jax.make_mesh((1,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("clients")

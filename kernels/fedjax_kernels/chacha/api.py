@@ -5,14 +5,14 @@ from __future__ import annotations
 import operator
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.core import Tracer
 
 from fedjax_kernels.chacha import reference, xla
 
+Words = Array | np.ndarray
 Implementation = Literal["xla", "reference"]
 _MAX_BLOCKS = 1 << 32
 
@@ -21,11 +21,11 @@ def _refuse(what: str, need: str, found: str, fix: str) -> ValueError:
     return ValueError(f"{what} needs {need}, got {found}. {fix}")
 
 
-def _shape(value: ArrayLike) -> tuple[int, ...]:
+def _shape(value: Words) -> tuple[int, ...]:
     return value.shape if hasattr(value, "shape") else np.shape(value)
 
 
-def _words(name: str, value: ArrayLike, size: int) -> ArrayLike:
+def _words(name: str, value: Words, size: int) -> Words:
     shape, dtype = _shape(value), getattr(value, "dtype", None)
     if shape != (size,) or dtype != jnp.uint32:
         raise _refuse(
@@ -64,11 +64,11 @@ def key_from_bytes(key: bytes) -> np.ndarray:
 
 
 def keystream(
-    key: ArrayLike,
-    nonce: ArrayLike,
+    key: Words,
+    nonce: Words,
     num_words: int,
     *,
-    counter: ArrayLike = 0,
+    counter: int | np.integer | Array | np.ndarray = 0,
     implementation: Implementation | None = None,
 ) -> Array:
     """Expands a secret key into random words with ChaCha20.
@@ -153,7 +153,7 @@ def keystream(
         start = jnp.uint32(first % _MAX_BLOCKS) if concrete else counter
         return xla.keystream(key, nonce, start, num_words=num_words)
     if implementation == "reference":
-        if any(isinstance(value, jax.core.Tracer) for value in (key, nonce, counter)):
+        if any(isinstance(value, Tracer) for value in (key, nonce, counter)):
             raise _refuse(
                 'keystream: implementation="reference"',
                 "concrete arrays",

@@ -42,11 +42,10 @@ def block(key: Sequence[int], counter: int, nonce: Sequence[int]) -> list[int]:
 
 
 def keystream(
-    key: Sequence[int], nonce: Sequence[int], num_words: int, *, counter: int = 0
+    key: np.ndarray, nonce: np.ndarray, num_words: int, *, counter: int = 0
 ) -> np.ndarray:
     """The first `num_words` words of the keystream, `[num_words] uint32`."""
-    key, nonce = [int(word) for word in key], [int(word) for word in nonce]
     words: list[int] = []
     for index in range(-(-num_words // 16)):
-        words += block(key, int(counter) + index, nonce)
+        words += block(key.tolist(), counter + index, nonce.tolist())
     return np.array(words[:num_words], dtype=np.uint32)

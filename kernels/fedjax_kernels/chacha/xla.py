@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def _in_chunks(key: Array, nonce: Array, counter: Array, num_blocks: int) -> Arr
             return jnp.pad(array, padding).reshape(groups, size, *array.shape[1:])
 
         words = lax.map(
-            lambda group: _blocks(*group, num_blocks),
+            lambda group: _blocks(group[0], group[1], group[2], num_blocks),
             (grouped(key), grouped(nonce), grouped(counter)),
         )
         return words.reshape(groups * size, 16 * num_blocks)[:streams]
@@ -104,7 +105,7 @@ def _in_chunks(key: Array, nonce: Array, counter: Array, num_blocks: int) -> Arr
 
 
 @functools.cache
-def _streams_of(num_blocks: int):
+def _streams_of(num_blocks: int) -> Callable[[Array, Array, Array], Array]:
     """The function of `[streams, ...]` arrays under which `jax.vmap` only adds streams."""
 
     @custom_vmap

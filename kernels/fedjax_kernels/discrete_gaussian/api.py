@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from fedjax_kernels.discrete_gaussian import reference, xla
 from fedjax_kernels.discrete_gaussian.table import WORDS_PER_DRAW, Table
@@ -71,7 +71,7 @@ def sample(
     if implementation in (None, "xla"):
         return xla.sample(table.thresholds, words)
     if implementation == "reference":
-        if any(isinstance(value, jax.core.Tracer) for value in (table.thresholds, words)):
+        if any(isinstance(value, Tracer) for value in (table.thresholds, words)):
             raise ValueError(
                 'sample: implementation="reference" needs concrete arrays, got traced ones. '
                 'Use implementation="xla" under jit or vmap.'

@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 
 CHUNK_DRAWS = 16_384
 
@@ -50,7 +51,7 @@ def _search_all(thresholds: Array, top: Array, words: Array) -> Array:
 def _draw(thresholds: Array, words: Array) -> Array:
     top = words[0] & jnp.uint32(0x7FFFFFFF)
     position, tied = _search_top(thresholds, top)
-    # A loop of at most one step, and not a conditional: under vmap it still skips when none ties.
+    # A loop of at most one step: nothing is searched again where no draw ties.
     position, _ = lax.while_loop(
         lambda carry: carry[1],
         lambda carry: (_search_all(thresholds, top, words), carry[1] & False),
@@ -60,10 +61,8 @@ def _draw(thresholds: Array, words: Array) -> Array:
     return jnp.where(words[0] >> 31 == 1, -magnitude, magnitude)
 
 
-@jax.jit
-def sample(thresholds: Array, words: Array) -> Array:
-    """`[n] int32` from `[4, size]` and `[4, n]` words; the arguments are checked by the caller."""
-    thresholds, words = jnp.asarray(thresholds), jnp.asarray(words)
+@custom_vmap
+def _draw_in_chunks(thresholds: Array, words: Array) -> Array:
     draws = words.shape[1]
     if draws <= CHUNK_DRAWS:
         return _draw(thresholds, words)
@@ -76,3 +75,23 @@ def sample(thresholds: Array, words: Array) -> Array:
 
     out = ((words[0] & 0) | (thresholds[0, 0] & 0)).astype(jnp.int32)
     return lax.fori_loop(0, -(-draws // CHUNK_DRAWS), one_chunk, out)
+
+
+@_draw_in_chunks.def_vmap
+def _(
+    axis_size: int, in_batched: list[bool], thresholds: Array, words: Array
+) -> tuple[Array, bool]:
+    """More clients are more draws, not larger chunks: a tie then costs no more than one chunk."""
+    many_tables, many_words = in_batched
+    if many_tables:
+        if not many_words:
+            words = jnp.broadcast_to(words, (axis_size, *words.shape))
+        return lax.map(lambda pair: _draw_in_chunks(*pair), (thresholds, words)), True
+    side_by_side = jnp.moveaxis(words, 0, 1).reshape(words.shape[1], -1)
+    return _draw_in_chunks(thresholds, side_by_side).reshape(axis_size, -1), True
+
+
+@jax.jit
+def sample(thresholds: Array, words: Array) -> Array:
+    """`[n] int32` from `[4, size]` and `[4, n]` words; the arguments are checked by the caller."""
+    return _draw_in_chunks(jnp.asarray(thresholds), jnp.asarray(words))
