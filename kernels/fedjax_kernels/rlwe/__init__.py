@@ -1,0 +1,39 @@
+"""Public-key encryption from Ring-LWE whose ciphertexts add up, with exact integer plaintexts."""
+
+from fedjax_kernels.rlwe.api import (
+    Decrypted,
+    add,
+    decode,
+    decrypt,
+    encode,
+    encrypt,
+    generate_key,
+    key_words_needed,
+    sum_ciphertexts,
+    words_needed,
+)
+from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
+from fedjax_kernels.rlwe.noise import failure_log2, noise_bits_needed, worst_case_noise
+from fedjax_kernels.rlwe.parameters import PARAMETER_SETS, Encoding, Parameters, parameters
+
+__all__ = [
+    "PARAMETER_SETS",
+    "Decrypted",
+    "Encoding",
+    "Parameters",
+    "PublicKey",
+    "SecretKey",
+    "add",
+    "decode",
+    "decrypt",
+    "encode",
+    "encrypt",
+    "failure_log2",
+    "generate_key",
+    "key_words_needed",
+    "noise_bits_needed",
+    "parameters",
+    "sum_ciphertexts",
+    "words_needed",
+    "worst_case_noise",
+]

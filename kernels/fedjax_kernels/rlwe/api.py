@@ -1,0 +1,278 @@
+"""Ring-LWE encryption as pure functions: checks the arguments, chooses an implementation.
+
+Ciphertexts are uint32 ``[2, limb, N, batch]`` in coefficient form; leading axes are allowed where
+said. The kernel holds no randomness: uniformly random 32-bit words come from outside, fresh for
+every call (for example ChaCha20 under a fresh 256-bit key). `words_needed` and `key_words_needed`
+say how many. Sampling takes the same work for all words.
+
+Source: Lyubashevsky, Peikert, Regev (ePrint 2012/230), section 8.2, the public-key system with
+ternary secrets; plaintexts in the upper bits as in Fan, Vercauteren (ePrint 2012/144), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_kernels.modular.api import Implementation, choose
+from fedjax_kernels.rlwe import reference, xla
+from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
+from fedjax_kernels.rlwe.parameters import Encoding, Parameters
+
+
+class Decrypted(NamedTuple):
+    """What a ciphertext decrypts to.
+
+    Attributes:
+        lanes: [num_lanes, N, batch] uint32, each lane's sum modulo 2^32: the exact sum where
+            lane_bits <= 32.
+        valid: bool scalar; False where bits above the lanes are set, which shows that a sum or
+            the noise has overflowed, or that the key is wrong. True promises nothing.
+    """
+
+    lanes: Any
+    valid: Any
+
+
+def key_words_needed(params: Parameters) -> int:
+    """How many random words :func:`generate_key` takes: (4 + 3 L) N."""
+    return (4 + 3 * params.num_limbs) * params.ring_degree
+
+
+def words_needed(params: Parameters, batch: int) -> int:
+    """How many random words :func:`encrypt` takes for `batch` polynomials: 5 N batch.
+
+    Example:
+        >>> from fedjax_kernels.rlwe import parameters
+        >>> words_needed(parameters("rlwe-4096-90"), 2)
+        40960
+    """
+    return 5 * params.ring_degree * batch
+
+
+def _check_words(where: str, words: Any, count: int) -> None:
+    if getattr(words, "dtype", None) != np.uint32 or np.shape(words) != (count,):
+        raise ValueError(
+            f"{where} needs {count} random words as uint32 [{count}], got "
+            f"{getattr(words, 'dtype', type(words).__name__)} of shape {list(np.shape(words))}. "
+            "Ask words_needed or key_words_needed how many to expand."
+        )
+
+
+def _check_ciphertext(where: str, ciphertext: Any, params: Parameters, lead: int) -> None:
+    params.moduli.check_residues(where, ciphertext, whole_ring=True)
+    shape = np.shape(ciphertext)
+    if len(shape) != 4 + lead or shape[lead] != 2:
+        raise ValueError(
+            f"{where} needs ciphertexts of shape [{'K, ' * lead}2, limb, N, batch], "
+            f"got {list(shape)}. The two components go before the limbs."
+        )
+
+
+def generate_key(
+    params: Parameters, words: Any, *, implementation: Implementation = None
+) -> tuple[SecretKey, PublicKey]:
+    """Makes a key pair from random words.
+
+    The secret is ternary (statistical distance below 2^-64 a coefficient from uniform), the error
+    exactly centred binomial, `a` uniform (statistical distance below 2^-66 a residue).
+
+    Args:
+        params: the parameter set.
+        words: uint32 [key_words_needed(params)], secret, never used again.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        The secret and the public key.
+
+    Raises:
+        ValueError: another dtype or number of words.
+
+    Source: ePrint 2012/230, section 8.2, Gen.
+    """
+    _check_words("rlwe.generate_key", words, key_words_needed(params))
+    return choose(implementation, xla, reference).generate_key(words, params=params)
+
+
+def encode(
+    params: Parameters, encoding: Encoding, lanes: Any, *, implementation: Implementation = None
+) -> Any:
+    """Packs small integers into residues of scaled coefficients, for :func:`encrypt`.
+
+    Args:
+        params: the parameter set.
+        encoding: the lanes; 2^total_bits <= Q.
+        lanes: [num_lanes, N, batch] uint32. Sums stay exact while every lane's sum is below
+            2^lane_bits.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        [limb, N, batch] uint32 residues.
+
+    Raises:
+        ValueError: the encoding does not fit, or another dtype or shape.
+
+    Source: ePrint 2012/144, section 3, with Delta = 2^noise_bits.
+    """
+    encoding.check(params)
+    shape = np.shape(lanes)
+    expected = (encoding.num_lanes, params.ring_degree)
+    if getattr(lanes, "dtype", None) != np.uint32 or len(shape) != 3 or shape[:2] != expected:
+        raise ValueError(
+            f"rlwe.encode needs uint32 lanes of shape [{expected[0]}, {expected[1]}, batch], got "
+            f"{getattr(lanes, 'dtype', type(lanes).__name__)} of shape {list(shape)}. "
+            "The layout is lane, coefficient, batch."
+        )
+    return choose(implementation, xla, reference).encode(lanes, params=params, encoding=encoding)
+
+
+def encrypt(
+    params: Parameters,
+    public_key: PublicKey,
+    message: Any,
+    words: Any,
+    *,
+    implementation: Implementation = None,
+) -> Any:
+    """Encrypts residues: (b u + e0 + m, a u + e1).
+
+    Args:
+        params: the parameter set.
+        public_key: of the one who decrypts.
+        message: [limb, N, batch] uint32 residues, from :func:`encode`.
+        words: uint32 [words_needed(params, batch)], secret, fresh, never used again.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        [2, limb, N, batch] uint32, coefficient form.
+
+    Raises:
+        ValueError: another dtype, shape or number of words.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_kernels import rlwe
+        >>> params = rlwe.parameters("rlwe-1024-26")
+        >>> rng = np.random.default_rng(0)  # only for the example: not a secure generator
+        >>> words = lambda n: rng.integers(0, 2**32, n, dtype=np.uint32)
+        >>> secret, public = rlwe.generate_key(params, words(rlwe.key_words_needed(params)))
+        >>> code = rlwe.Encoding(lane_bits=8, num_lanes=1, noise_bits=16)
+        >>> lanes = np.full((1, 1024, 1), 200, np.uint32)
+        >>> message = rlwe.encode(params, code, lanes)
+        >>> ciphertext = rlwe.encrypt(params, public, message, words(words_needed(params, 1)))
+        >>> int(rlwe.decrypt(params, secret, ciphertext, code).lanes[0, 0, 0])
+        200
+
+    Source: ePrint 2012/230, section 8.2, Enc.
+    """
+    params.moduli.check_residues("rlwe.encrypt", message, whole_ring=True)
+    if np.ndim(message) != 3:
+        raise ValueError(
+            f"rlwe.encrypt needs a message of shape [limb, N, batch], got {np.shape(message)}. "
+            "Use jax.vmap for more axes."
+        )
+    _check_words("rlwe.encrypt", words, words_needed(params, np.shape(message)[2]))
+    return choose(implementation, xla, reference).encrypt(public_key, message, words, params=params)
+
+
+def add(params: Parameters, a: Any, b: Any, *, implementation: Implementation = None) -> Any:
+    """Adds two ciphertexts; the plaintexts and the noises add up.
+
+    Args:
+        params: the parameter set.
+        a, b: [2, limb, N, batch] uint32.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        [2, limb, N, batch] uint32.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    _check_ciphertext("rlwe.add", a, params, 0)
+    _check_ciphertext("rlwe.add", b, params, 0)
+    return choose(implementation, xla, reference).add(a, b, params=params)
+
+
+def sum_ciphertexts(
+    params: Parameters, ciphertexts: Any, *, implementation: Implementation = None
+) -> Any:
+    """Adds up to 65,536 ciphertexts over the leading axis, in one pass, exactly.
+
+    Args:
+        params: the parameter set.
+        ciphertexts: [K, 2, limb, N, batch] uint32.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        [2, limb, N, batch] uint32.
+
+    Raises:
+        ValueError: another dtype or shape, or too many.
+    """
+    _check_ciphertext("rlwe.sum_ciphertexts", ciphertexts, params, 1)
+    if np.shape(ciphertexts)[0] > 1 << 16:
+        raise ValueError(
+            "rlwe.sum_ciphertexts needs at most 65536 ciphertexts, got "
+            f"{np.shape(ciphertexts)[0]}. Sum in blocks and add the block sums."
+        )
+    return choose(implementation, xla, reference).sum_ciphertexts(ciphertexts, params=params)
+
+
+def decode(
+    params: Parameters, encoding: Encoding, phase: Any, *, implementation: Implementation = None
+) -> Decrypted:
+    """Removes the noise from residues and takes the lanes apart.
+
+    Args:
+        params: the parameter set.
+        encoding: as it was encoded.
+        phase: [limb, N, batch] uint32 residues of message plus noise.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        :class:`Decrypted`.
+
+    Raises:
+        ValueError: the encoding does not fit, or another dtype or shape.
+
+    Source: mixed-radix conversion of H. Garner, IRE Trans. EC-8 (1959); Knuth, TAOCP 4.3.2.
+    """
+    encoding.check(params)
+    params.moduli.check_residues("rlwe.decode", phase, whole_ring=True)
+    module = choose(implementation, xla, reference)
+    return Decrypted(*module.decode(phase, params=params, encoding=encoding))
+
+
+def decrypt(
+    params: Parameters,
+    secret_key: SecretKey,
+    ciphertext: Any,
+    encoding: Encoding,
+    *,
+    implementation: Implementation = None,
+) -> Decrypted:
+    """Decrypts a ciphertext, or a sum of them: c0 + c1 s, then :func:`decode`.
+
+    Args:
+        params: the parameter set.
+        secret_key: of the pair under which it was encrypted.
+        ciphertext: [2, limb, N, batch] uint32.
+        encoding: as the messages were encoded.
+        implementation: None, "xla" or "reference".
+
+    Returns:
+        :class:`Decrypted`. The lanes are exact while the noise is below 2^(noise_bits - 1): see
+        :func:`fedjax_kernels.rlwe.failure_log2` for how rarely it is not.
+
+    Raises:
+        ValueError: the encoding does not fit, or another dtype or shape.
+
+    Source: ePrint 2012/230, section 8.2, Dec.
+    """
+    encoding.check(params)
+    _check_ciphertext("rlwe.decrypt", ciphertext, params, 0)
+    module = choose(implementation, xla, reference)
+    phase = module.phase(secret_key, ciphertext, params=params)
+    return Decrypted(*module.decode(phase, params=params, encoding=encoding))

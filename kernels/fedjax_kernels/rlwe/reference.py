@@ -1,0 +1,97 @@
+"""Ring-LWE encryption from its definition: polynomials in coefficient form, products by
+schoolbook, transforms by definition, and Python integers wherever a number exceeds 62 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedjax_kernels.modular import reference as modular
+from fedjax_kernels.ntt import reference as ntt
+from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
+from fedjax_kernels.rlwe.parameters import ERROR_BITS
+
+
+def _integers(words) -> np.ndarray:
+    return np.asarray(words).astype(object)
+
+
+def _centred_binomial(first: int, second: int) -> int:
+    mask = (1 << ERROR_BITS) - 1
+    return (first & mask).bit_count() - (second & mask).bit_count()
+
+
+def _ternary(high: int, low: int) -> int:
+    return 3 * ((high << 32) + low) // (1 << 64) - 1
+
+
+def _map(function, *words) -> np.ndarray:
+    return np.vectorize(function, otypes=[object])(*words)
+
+
+def _residues(small: np.ndarray, params) -> np.ndarray:
+    return modular.from_signed(small, moduli=params.moduli)
+
+
+def generate_key(words, *, params):
+    degree, moduli = params.ring_degree, params.moduli
+    small = _integers(words[: 4 * degree]).reshape(4, degree, 1)
+    wide = np.asarray(words[4 * degree :]).reshape(3, params.num_limbs, degree, 1)
+    s = _residues(_map(_ternary, small[0], small[1]), params)
+    e = _residues(_map(_centred_binomial, small[2], small[3]), params)
+    a = modular.reduce_words(wide, moduli=moduli)
+    product = ntt.multiply(ntt.inverse(a, moduli=moduli), s, moduli=moduli)
+    b = modular.sub(e, product, moduli=moduli)
+    return (
+        SecretKey(ntt.forward(s, moduli=moduli)),
+        PublicKey(ntt.forward(b, moduli=moduli), a),
+    )
+
+
+def encode(lanes, *, params, encoding):
+    coefficient = sum(
+        _integers(lane) << (encoding.noise_bits + j * encoding.lane_bits)
+        for j, lane in enumerate(lanes)
+    )
+    return _residues(coefficient, params)
+
+
+def encrypt(public_key, message, words, *, params):
+    moduli = params.moduli
+    w = _integers(words).reshape(5, params.ring_degree, np.shape(message)[-1])
+    unused = (w[0] >> ERROR_BITS) + (w[1] >> ERROR_BITS) * 2**11 + (w[2] >> ERROR_BITS) * 2**22
+    u = _residues(_map(_ternary, w[4], unused % 2**32), params)
+    e0 = _residues(_map(_centred_binomial, w[0], w[1]), params)
+    e1 = _residues(_map(_centred_binomial, w[2], w[3]), params)
+    b, a = (ntt.inverse(key, moduli=moduli) for key in (public_key.b, public_key.a))
+    c0 = modular.add(ntt.multiply(u, b, moduli=moduli), e0, moduli=moduli)
+    c1 = modular.add(ntt.multiply(u, a, moduli=moduli), e1, moduli=moduli)
+    return np.stack([modular.add(c0, message, moduli=moduli), c1])
+
+
+def add(a, b, *, params):
+    return modular.add(a, b, moduli=params.moduli)
+
+
+def sum_ciphertexts(ciphertexts, *, params):
+    return modular.sum_residues(ciphertexts, moduli=params.moduli)
+
+
+def phase(secret_key, ciphertext, *, params):
+    moduli = params.moduli
+    s = ntt.inverse(secret_key.s, moduli=moduli)
+    product = ntt.multiply(ciphertext[1], s, moduli=moduli)
+    return modular.add(ciphertext[0], product, moduli=moduli)
+
+
+def decode(phase, *, params, encoding):
+    modulus = params.moduli.product
+    integers = sum(  # Chinese remainder theorem
+        _integers(limb) * (modulus // q) * pow(modulus // q, -1, q)
+        for limb, q in zip(np.asarray(phase), params.moduli.primes, strict=True)
+    )
+    scaled = (integers + (1 << (encoding.noise_bits - 1))) % modulus >> encoding.noise_bits
+    lanes = []
+    for _ in range(encoding.num_lanes):
+        lanes.append((scaled % (1 << encoding.lane_bits) % (1 << 32)).astype(np.uint32))
+        scaled = scaled >> encoding.lane_bits
+    return np.stack(lanes), np.bool_((scaled == 0).all())
