@@ -110,7 +110,7 @@ def _flatten(value: Any, buffers: list[memoryview]) -> Any:
         return msgpack.ExtType(_BYTES, msgpack.packb(len(buffers) - 1))
     if isinstance(value, np.ndarray) and value.dtype.newbyteorder("<").str in _DTYPES:
         array = np.asarray(value, value.dtype.newbyteorder("<"), order="C")
-        buffers.append(memoryview(array.reshape(-1).view(np.uint8)))
+        buffers.append(array.reshape(-1).view(np.uint8).data)
         reference = msgpack.packb([len(buffers) - 1, array.dtype.str, list(value.shape)])
         return msgpack.ExtType(_ARRAY, reference)
     if isinstance(value, (list, tuple)):
@@ -266,7 +266,6 @@ def run_script(script: str) -> None:
     Whatever the script or a library prints to standard output goes to standard error. No core
     file is written, since it might hold a key.
     """
-    import faulthandler
     import resource
 
     global _channel
@@ -276,7 +275,6 @@ def run_script(script: str) -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     os.dup2(2, 1)
-    faulthandler.enable()
     sys.argv = [script]
     runpy.run_path(script, run_name="__main__")
 
