@@ -43,6 +43,8 @@ def room_of(parts: tuple[str, ...], root: Path) -> str | None:
         return "fedjax_kernels"
     if parts[:1] != ("fedjax_secure",) or len(parts) == 1:
         return None
+    if parts[1] == "__version__":
+        return None  # known before any room is
     # `from fedjax_secure import clip` takes a name that the top package exports: that is above all.
     inside = root / "fedjax_secure" / parts[1]
     return parts[1] if inside.is_dir() or inside.with_suffix(".py").is_file() else "fedjax_secure"
@@ -164,7 +166,7 @@ def tree(tmp_path):
         "fedjax_secure/core/spec.py": "import numpy\nclass Spec: ...\n",
         "fedjax_secure/privacy/clip.py": "from ..core import Spec\nimport fedjax_kernels.clip\n",
         "fedjax_secure/he/encrypt.py": "from fedjax_secure.core import Spec\nfrom . import keys\n",
-        "fedjax_secure/he/keys.py": "import os\n",
+        "fedjax_secure/he/keys.py": "from fedjax_secure import __version__\n",
         "fedjax_secure/runtime/run.py": "from ..algorithms import fed_avg\nfrom .. import he\n",
         "fedjax_secure/algorithms/__init__.py": "from .fed_avg import fed_avg\n",
         "fedjax_secure/algorithms/fed_avg.py": "def fed_avg(): ...\n",
