@@ -90,9 +90,10 @@ class EmbeddedLedger:
     after a crash may simply repeat its last step.
 
     Guarantees:
-        When a call returns, its transaction is on disk (in a :meth:`batch`, when the block ends). What is refused leaves no trace. A
-        process killed at any moment leaves at most one incomplete entry, which is dropped with a
-        notice when the ledger is opened again; any other damage is refused.
+        When a call returns, its transaction is on disk (in a :meth:`batch`: when the block ends).
+        What is refused leaves no trace. A process killed at any moment leaves at most one
+        incomplete entry, which is dropped with a notice when the ledger is opened again; any other
+        damage is refused.
     """
 
     def __init__(self, path: Path, *, chain_id: int | None = None):

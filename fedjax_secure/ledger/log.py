@@ -239,7 +239,7 @@ class LogFile:
                 fix="Put digests on the ledger, not data.",
             )
         header = _header(self.size, len(body))
-        self._tree.append(body)
+        self._tree.append(body)  # after an OSError the tree is ahead: the file must be read again
         frame = header + body + self._tree.root()
         os.lseek(self._file, self._end, os.SEEK_SET)
         try:
