@@ -82,7 +82,7 @@ def encode_message(message: Any, limit_bytes: int = MAX_MESSAGE_BYTES) -> list[m
     buffers: list[memoryview] = []
     tree = _flatten(message, buffers)
     try:
-        header = msgpack.packb([[buffer.nbytes for buffer in buffers], tree])
+        header: bytes = msgpack.Packer().pack([[buffer.nbytes for buffer in buffers], tree])
     except (OverflowError, ValueError) as error:
         raise ParameterError("a message to a party", need="integers of at most 64 bits and at most "
                              "500 levels of nesting", found="something larger",

@@ -142,6 +142,9 @@ def _make(base: Path, build: Build) -> str:
         if not loads(python):
             return f"{build.requirement} was installed but does not import"
         (unfinished / _READY).write_text(json.dumps({"requirement": build.requirement}))
+        present = _ready(target)
+        if present is not None and loads(present):
+            return ""  # another set-up was faster
         if target.exists():
             shutil.rmtree(target)
         os.replace(unfinished, target)

@@ -52,7 +52,7 @@ class Context:
         self.log2_modulus = math.log2(float(self.context.GetModulus()))
         self._check_noise(wanted.GetStandardDeviation())
         facts = [SCHEME, self.version, self.slots, round(self.log2_modulus), sorted(plan.items())]
-        self.digest = hashlib.sha256(msgpack.packb(facts)).digest()
+        self.digest = hashlib.sha256(msgpack.Packer().pack(facts)).digest()
 
     @property
     def version(self) -> str:
@@ -80,8 +80,9 @@ class Context:
 
     def seal(self, kind: str, key_id: bytes, dim: int, blobs: list[bytes]) -> bytes:
         """Our header before OpenFHE's serialised objects, and a checksum after them."""
-        header = msgpack.packb([WIRE_VERSION, kind, SCHEME, self.version, self.digest, key_id, dim,
-                                [len(blob) for blob in blobs]])
+        header: bytes = msgpack.Packer().pack(
+            [WIRE_VERSION, kind, SCHEME, self.version, self.digest, key_id, dim,
+             [len(blob) for blob in blobs]])
         content = b"".join([_MAGIC, struct.pack("<I", len(header)), header, *blobs])
         return content + hashlib.sha256(content).digest()[:_CHECKSUM_BYTES]
 
