@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _COORDINATOR = "coordinator"
 
 #: What leaves the clients in a simulation or a record and no guarantee covers.
 OUTSIDE = (
+    "whether a round was refused for values that are not finite",
     "accuracy, AUC and loss per client on held-out records",
     "timings",
     "the number of records of each client (taken as a public constant)",
@@ -113,6 +115,7 @@ class Federation:
         self.budget, self.ledger, self.seed = budget, ledger, seed
         self.source = source(seed)
         self.records: list[RoundRecord] = []
+        self._traces: Counter[str] = Counter()
         self.spec, states = self._plan(min_clients, denominator)
         self.spend = self._spend()
         self._journal = Journal(folder)
@@ -207,9 +210,9 @@ class Federation:
                 if not self.ledger.registered(account.address):
                     self.ledger.register(account, self._signers[client].public_key)
         self._engine = Engine(self.model, self.data, batch_size=self.algorithm.batch_size)
-        self._encode = jax.jit(self.aggregation.encode)
-        self._seal = jax.jit(self.aggregation.seal)
-        self._step = jax.jit(self._server_step)
+        self._encode = self._compiled("encode", self.aggregation.encode)
+        self._seal = self._compiled("seal", self.aggregation.seal)
+        self._step = self._compiled("step", self._server_step)
 
     # -- rounds ------------------------------------------------------------------------------
 
@@ -266,7 +269,7 @@ class Federation:
     def _round(self, state: RoundState) -> tuple[RoundState, RoundRecord]:
         number, before = state.round + 1, model_digest(state.params)
         clock = _Clock()
-        kept = self._journal.sent(number)
+        kept = self._kept(number)
         if kept is None:
             sent, timings = self._work(state, number, before, clock)
         else:
@@ -296,6 +299,23 @@ class Federation:
             ledger_head=head)
         self._journal.finish(new, record)
         return new, record
+
+    def _kept(self, number: int):
+        """What the clients sent before this round was interrupted, if it can still be opened.
+
+        A key holder that keeps no keys (OpenFHE's) has others after a crash. Then nobody can open
+        what was sent, nothing of it was released, and the clients encrypt again.
+        """
+        assert self._opener is not None
+        kept = self._journal.sent(number)
+        if kept is None or self._opener.opened(number) is not None:
+            return kept
+        if all(submission.key_id == self._opener.key_id for submission, _ in kept[0]):
+            return kept
+        if self.ledger is not None and self.ledger.num_submissions(number):
+            self.ledger.reopen_round(self._coordinator, number)
+        self._journal.forget_sent(number)
+        return None
 
     def _work(self, state, number, before, clock):
         """What the clients do: train, protect, sign; stored before any of it is sent."""
@@ -347,6 +367,18 @@ class Federation:
         assert self.ledger is not None
         self.ledger.confirm_round(self._coordinator, number, after)
         return self.ledger.head
+
+    def _compiled(self, name: str, function: Callable) -> Callable:
+        def counted(*arguments):
+            self._traces[name] += 1
+            return function(*arguments)
+
+        return jax.jit(counted)
+
+    @property
+    def traces(self) -> dict[str, int]:
+        """How often each program of a round was traced: once, however many rounds there were."""
+        return {**self._engine.traces, **self._traces}
 
     def _server_step(self, params, opt_state, states, total):
         mean, _, _ = self.aggregation.decode(states, total)

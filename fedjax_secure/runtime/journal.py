@@ -119,6 +119,10 @@ class Journal:
         stored = self._read(self._sent(round))
         return [(Submission(*row[:7]), row[7]) for row in stored["sent"]], stored["metrics"]
 
+    def forget_sent(self, round: int) -> None:
+        """Drop a round's submissions, which nobody can open any more."""
+        self._sent(round).unlink(missing_ok=True)
+
     # -- what a round left -------------------------------------------------------------------
 
     def finish(self, state: RoundState, record: RoundRecord) -> None:

@@ -1,0 +1,244 @@
+"""Federations end to end on the four hospitals: what they promise and what they refuse."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_secure as fs
+from fedjax_secure.core import (
+    BudgetError,
+    ParameterError,
+    ResumeError,
+    SpecError,
+    UpdateError,
+    model_digest,
+)
+from fedjax_secure.runtime import baselines, comparison_table
+
+
+def _plan(**changes):
+    return fs.FederationPlan(**{"rounds": 3, "dp_delta": 1e-3, "seed": 5, **changes})
+
+
+def _finish(plan, folder=None, rounds=None):
+    with plan.build(folder) as federation:
+        state = federation.init()
+        for state, _ in federation.run(state, rounds=rounds or plan.rounds):
+            pass
+        return model_digest(state.params).hex(), federation.records
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One seeded run with everything on, kept open for looking at."""
+    folder = tmp_path_factory.mktemp("finished")
+    federation = _plan().build(folder)
+    state = federation.init()
+    for state, _ in federation.run(state, rounds=3):  # noqa: B007
+        pass
+    yield federation, state, folder
+    federation.close()
+
+
+def test_seeded_runs_repeat_byte_for_byte(finished):
+    _, state, _ = finished
+    again, _ = _finish(_plan())
+    other, _ = _finish(_plan(seed=6))
+    assert again == model_digest(state.params).hex() != other
+
+
+def test_secure_runs_do_not_repeat():
+    assert _finish(_plan(seed=None, rounds=1))[0] != _finish(_plan(seed=None, rounds=1))[0]
+
+
+def test_everything_compiles_once(finished):
+    federation, _, _ = finished
+    assert federation.traces == {"record_sums": 1, "encode": 1, "seal": 1, "step": 1}
+
+
+def test_records_say_what_happened(finished):
+    federation, state, _ = finished
+    assert [record.round for record in federation.records] == [1, 2, 3]
+    for before, after in zip(federation.records, federation.records[1:], strict=False):
+        assert after.model_before == before.model_after
+    last = federation.records[-1]
+    assert last.model_after == model_digest(state.params).hex()
+    assert last.mode == "simulation" == last.dp["mode"]
+    assert last.dp["unit"] == "patient" and last.dp["adjacency"] == "add_remove"
+    assert last.dp["epsilon"] == pytest.approx(federation.budget.spent, rel=1e-3) <= 3.0
+    assert set(last.timings_seconds) == {"train", "privacy", "encrypt", "aggregate", "ledger"}
+    assert last.bytes_per_client > 4096 * 2 * 11
+    assert set(last.metrics["accuracy"]) == set(federation.data.clients)
+    assert any("accuracy" in text for text in last.outside_guarantee)
+    assert "timings" in last.outside_guarantee
+    assert json.loads(last.to_json())["round"] == 3
+
+
+def test_the_ledger_verifies_offline_and_binds_the_models(finished):
+    federation, state, folder = finished
+    verdict = fs.ledger.verify(folder / "ledger.log", head=federation.ledger.head)
+    assert verdict.ok, verdict.summary()
+    assert federation.records[-1].ledger_head == federation.ledger.head
+    for record in federation.records:
+        assert federation.ledger.model_digest(record.round).hex() == record.model_after
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_goes_on_when_asked(tmp_path):
+    plan = _plan(rounds=2)
+    short, _ = _finish(plan, tmp_path, rounds=1)
+    with plan.build(tmp_path) as federation:
+        state = federation.init()
+        assert state.round == 1 and model_digest(state.params).hex() == short
+        assert [record.round for _, record in federation.run(state, rounds=1)] == []
+        with pytest.raises(BudgetError):
+            federation.run(state, rounds=9)
+        assert [record.round for _, record in federation.run(state, rounds=2)] == [2]
+        with pytest.raises(ResumeError, match="after round 2"):
+            federation.run(state, rounds=3)
+
+
+def test_a_folder_serves_one_process_and_one_run(tmp_path):
+    plan = _plan(rounds=2)
+    with plan.build(tmp_path):
+        with pytest.raises(Exception, match="another"):
+            plan.build(tmp_path)
+    with pytest.raises(ResumeError, match="seed"):
+        _plan(rounds=2, seed=6).build(tmp_path)
+
+
+def test_the_datas_budget_is_shared_by_all_runs_and_refuses_before_anything_runs(tmp_path):
+    plan = _plan(seed=None, own_budget=False, rounds=2)
+    _, records = _finish(plan, tmp_path / "a")
+    assert records[-1].mode == "secure" and records[-1].dp["label"] == ""
+    with plan.build(tmp_path / "b") as federation:
+        state = federation.init()
+        with pytest.raises(BudgetError) as refused:
+            federation.run(state, rounds=2)
+        assert federation.records == [] and "epsilon" in str(refused.value)
+    simulated, _ = _finish(_plan(own_budget=False, rounds=2), tmp_path / "c")
+    assert simulated  # a seeded run spends from a budget of its own
+
+
+def test_a_budget_of_other_data_is_refused(tmp_path):
+    data = fs.data.heart_disease()
+    budget = fs.privacy.Budget.open("other", "patient", epsilon=1.0, dp_delta=1e-3,
+                                    folder=tmp_path)
+    with pytest.raises(BudgetError, match="other data"):
+        fs.Federation(*_parts(data), selection=fs.selection.poisson_records(0.2), budget=budget)
+
+
+def _parts(data, **changes):
+    aggregation = fs.chain(fs.privacy.clip(1.0, unit="record"), fs.privacy.quantise(bits=24),
+                           fs.privacy.discrete_gaussian(1.0))
+    parts = {"algorithm": fs.algorithms.fed_sgd(optax.sgd(0.5)), "aggregation": aggregation}
+    parts.update(changes)
+    return fs.models.logistic_regression(data), data, parts["algorithm"], parts["aggregation"]
+
+
+def test_parts_that_do_not_fit_are_refused_before_tracing():
+    data = fs.data.heart_disease()
+    with pytest.raises(SpecError, match="one step a round"):
+        fs.Federation(*_parts(data, algorithm=fs.algorithms.fed_avg(0.1)))
+    with pytest.raises(SpecError, match="a budget to spend from"):
+        fs.Federation(*_parts(data), selection=fs.selection.poisson_records(0.2))
+    with pytest.raises(SpecError, match="above 0 and below 1"):
+        fs.selection.poisson_records(1.5)
+
+
+def _two_clients(scale):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3)).astype(np.float32)
+    x[20:] *= scale
+    return fs.data.FederatedDataset(
+        name="two", clients=("calm", "wild"), x=x, y=(x[:, 0] > 0).astype(np.int32),
+        offsets=[0, 20, 40], test_x=x[:4], test_y=[0, 1, 0, 1], test_offsets=[0, 2, 4],
+        feature_names=("a", "b", "c"), classes=("no", "yes"))
+
+
+def test_a_run_that_diverges_names_the_client_and_keeps_the_last_good_round():
+    data = _two_clients(3e38)
+    model = fs.models.logistic_regression(data)
+    federation = fs.Federation(model, data, fs.algorithms.fed_avg(1e38), fs.chain(), seed=0)
+    state = federation.init()
+    with pytest.raises(UpdateError, match=r"round 1 .* infinity from wild"):
+        for state, _ in federation.run(state, rounds=2):  # noqa: B007
+            pass
+    assert state.round == 0 and federation.records == []
+    federation.close()
+
+
+def test_record_clipping_survives_gradients_of_any_size():
+    data = _two_clients(1e30)
+    rate = 0.5
+    aggregation = fs.chain(fs.privacy.clip(1.0, unit="record"), fs.privacy.quantise(bits=24))
+    with fs.Federation(
+            fs.models.logistic_regression(data), data, fs.algorithms.fed_sgd(optax.sgd(0.1)),
+            aggregation, selection=fs.selection.poisson_records(rate), seed=0) as federation:
+        state = federation.init()
+        for state, _ in federation.run(state, rounds=2):
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_mean_without_stages_is_plain_federated_sgd():
+    data = fs.data.heart_disease()
+    model = fs.models.logistic_regression(data)
+    with fs.Federation(model, data, fs.algorithms.fed_sgd(optax.sgd(0.5)), fs.chain(),
+                       seed=0) as federation:
+        start = federation.init()
+        for state, _ in federation.run(start, rounds=1):
+            moved = np.asarray(model.ravel(state.params))
+
+    def loss(flat):
+        return model.loss(model.unravel(flat), data.x, data.y).mean()
+
+    flat = model.ravel(start.params)
+    expected = flat - 0.5 * jax.grad(loss)(flat)
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
+def test_privacy_learns_almost_as_well_as_no_privacy():
+    # At a generous epsilon the noise is small: held-out accuracy is that of the baselines, give or
+    # take the binomial spread of 185 patients (3.5 points at one standard deviation).
+    _, records = _finish(_plan(rounds=40, target_epsilon=20.0, encryption="off"))
+    data = fs.data.heart_disease()
+    table = comparison_table(baselines(fs.models.logistic_regression(data), data, rounds=40))
+    everyone = table[table["client"] == "all"].iloc[0]
+    assert records[-1].metrics["mean_accuracy"] > everyone["accuracy, federated"] - 0.06
+    assert list(table["client"]) == [*data.clients, "all"]
+
+
+@pytest.mark.parametrize("encryption", ["lattice", "off"])
+@pytest.mark.parametrize("model", ["logistic_regression", "mlp"])
+def test_the_plans_code_does_what_the_plan_does(tmp_path, monkeypatch, model, encryption):
+    plan = _plan(rounds=1, model=model, encryption=encryption)
+    digest, _ = _finish(plan)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(plan.code(), "plan", "exec"), names)
+    names["federation"].close()
+    assert model_digest(names["state"].params).hex() == digest
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"rounds": 0}, "`rounds` needs a whole number"), ({"rounds": 2.5}, "`rounds`"),
+    ({"target_epsilon": -1.0}, "`target_epsilon` needs a number from"),
+    ({"target_epsilon": float("nan")}, "`target_epsilon`"), ({"dp_delta": 0.5}, "`dp_delta`"),
+    ({"data": "titanic"}, "one of heart_disease"), ({"model": "cnn"}, "`model`"),
+    ({"encryption": "rot13"}, "lattice, openfhe, off"), ({"private": "yes"}, "True or False"),
+    ({"seed": -3}, "`seed`"), ({"expected_batch": True}, "`expected_batch`"),
+])
+def test_a_plan_refuses_bad_settings_by_name(changes, words):
+    with pytest.raises(ParameterError, match=words):
+        fs.FederationPlan(**changes)
+
+
+def test_a_plan_refuses_what_does_not_suit_the_data():
+    with pytest.raises(ParameterError, match="fewer than the 735 training records"):
+        fs.FederationPlan(expected_batch=735).build()
+    with pytest.raises(ParameterError, match="settings among"):
+        fs.FederationPlan().replace(epsilon=3)
