@@ -1,0 +1,149 @@
+"""The key holder: keeps the private key, takes the clients' messages, opens one sum a round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgpack
+import numpy as np
+
+from fedjax_kernels import rlwe
+
+from ..core import OnceOpener, OpeningError, ResumeError, Setting, UpdateError
+from ..core.opening import write_durably
+from ..core.randomness import KEY_BYTES, host_words
+from . import wire
+from .packing import Packing
+
+_FILE = "key-holder.key"
+_FILE_VERSION = 1
+_BLOCK = 16  # ciphertexts that are summed at once: bounds memory, and one program serves all
+
+
+class KeyHolder(OnceOpener):
+    """Makes the key pair, and opens sums of ciphertexts under it.
+
+    It is apart from the aggregator: what the aggregator gets is :attr:`public_key`, which does not
+    lead back here. It does not trust a sum made by others, but adds the clients' signed ciphertexts
+    itself.
+
+    Args:
+        packing: the plan of the chain.
+        setting: the run, its roster, the minimum of distinct clients, where the key comes from,
+            and the private folder in which a 256-bit seed of the key is kept for resuming. Without
+            a folder the key lives and ends with this object.
+
+    Guarantees:
+        One sum a round is opened, of at least ``min_clients`` distinct registered clients, each
+        ciphertext signed for this run, round, model and key, none given twice. Neither ``repr`` nor
+        an error shows a secret. It can decrypt a single client's ciphertext, and is trusted not to.
+
+    Raises:
+        ResumeError: the folder holds a key of other parameters, or a damaged one.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> from fedjax_secure.he.packing import plan_packing
+        >>> packing = plan_packing("rlwe-1024-26", dim=3, modulus=256, max_summands=2)
+        >>> holder = KeyHolder(packing, Setting(bytes(16), {}, 1, source()))
+        >>> len(holder.key_id), holder.opened(1)
+        (32, None)
+
+    Source: V. Lyubashevsky, C. Peikert, O. Regev, ePrint 2012/230, section 8.2.
+    """
+
+    def __init__(self, packing: Packing, setting: Setting):
+        self.packing = packing
+        params = packing.params
+        seed = _restored_or_fresh_seed(packing, setting)
+        words = host_words(seed, rlwe.key_words_needed(params)).astype(np.uint32)
+        self._secret_key, self.public_key = rlwe.generate_key(params, words)
+        content = wire.public_key_to_bytes(packing.parameters, self.public_key)
+        super().__init__(setting, wire.key_id_of(content), self._sum_and_decrypt)
+
+    @property
+    def public_key_bytes(self) -> bytes:
+        """The public key as the clients get it; its SHA-256 is :attr:`key_id`."""
+        return wire.public_key_to_bytes(self.packing.parameters, self.public_key)
+
+    def _sum_and_decrypt(self, payloads: list[bytes]) -> np.ndarray:
+        where, packing = "opening a sum", self.packing
+        if not 1 <= len(payloads) <= packing.max_summands:
+            raise OpeningError(
+                where,
+                need=f"1 to {packing.max_summands} ciphertexts, as planned",
+                found=str(len(payloads)),
+                fix="Plan the chain for more clients.",
+            )
+        if len(set(payloads)) != len(payloads):
+            raise OpeningError(
+                where,
+                need="a fresh ciphertext from every client",
+                found="one that two clients sent",
+                fix="Find out which client copied the other's; it would count twice.",
+            )
+        params, total = packing.params, None
+        size = min(_BLOCK, packing.max_summands)
+        for start in range(0, len(payloads), size):
+            block = np.zeros((size, *packing.ciphertext_shape), np.uint32)
+            for place, payload in enumerate(payloads[start : start + size]):
+                block[place] = self._read(payload, start + place)
+            part = rlwe.sum_ciphertexts(params, block)
+            total = part if total is None else rlwe.add(params, total, part)
+        opened = rlwe.decrypt(params, self._secret_key, total, packing.encoding)
+        if not bool(opened.valid):
+            raise OpeningError(
+                where,
+                need="a sum within the planned lanes",
+                found="bits above them: a client did not encrypt as planned",
+                fix="Leave clients out one by one in a new round to find it.",
+            )
+        return packing.unpack(np.asarray(opened.lanes), len(payloads))
+
+    def _read(self, payload: bytes, place: int) -> np.ndarray:
+        try:
+            return wire.ciphertext_from_bytes(payload, self.packing, self.key_id)
+        except UpdateError as error:
+            raise OpeningError(
+                f"opening a sum: the ciphertext of client {place + 1} (in order of their ids)",
+                need=error.need,
+                found=error.found,
+                fix=error.fix,
+            ) from None
+
+
+def _restored_or_fresh_seed(packing: Packing, setting: Setting) -> bytes:
+    if setting.folder is None:
+        return setting.source.key("he/key-holder")
+    path = setting.folder / _FILE
+    if path.exists():
+        return _read_seed(path, packing)
+    setting.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    seed = setting.source.key("he/key-holder")
+    fields = {"version": _FILE_VERSION, "parameters": packing.parameters, "seed": seed}
+    write_durably(path, msgpack.packb(fields))
+    return seed
+
+
+def _read_seed(path: Path, packing: Packing) -> bytes:
+    where = "restoring the key holder's key"
+    try:
+        fields = msgpack.unpackb(path.read_bytes())
+        version, parameters, seed = fields["version"], fields["parameters"], fields["seed"]
+    except (ValueError, KeyError, TypeError, msgpack.exceptions.UnpackException):
+        version = parameters = seed = None
+    if version != _FILE_VERSION or not isinstance(seed, bytes) or len(seed) != KEY_BYTES:
+        raise ResumeError(
+            where,
+            need="a whole key file of this version",
+            found="one that cannot be read",
+            fix="Restore it from a backup, or begin a new run.",
+        )
+    if parameters != packing.parameters:
+        raise ResumeError(
+            where,
+            need=f"a key of {packing.parameters}",
+            found=f"one of {parameters}",
+            fix="Resume with the parameters that the run began with.",
+        )
+    return seed
