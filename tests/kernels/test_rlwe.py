@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_kernels import modular, ntt, rlwe
-from fedjax_kernels.rlwe import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fedjax_kernels import modular, ntt, rlwe
+from fedjax_kernels.rlwe import cases
 
 
 def words(rng, count):

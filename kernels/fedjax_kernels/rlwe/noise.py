@@ -43,8 +43,6 @@ def failure_log2(
     num_summands: int,
     num_coefficients: int,
     noise_bits: int,
-    *,
-    key_failure_bits: int = 48,
 ) -> float:
     """Bounds the probability that any coefficient of one decrypted sum comes out wrong.
 
@@ -56,7 +54,7 @@ def failure_log2(
     The noise is then sub-Gaussian with v = K (2/3 |e|^2 + 21/2 + 21/2 |s|^2), each side of its
     tail at T is at most exp(-T^2 / 2v), and the union over coefficients is taken. |s|^2 is bounded
     by Hoeffding's inequality, and |e|^2 by Chernoff's with E exp(x e_i^2) <= (1 - 21 x)^(-1/2)
-    for the sub-Gaussian e_i; each of these fails with probability 2^-key_failure_bits.
+    for the sub-Gaussian e_i; each of these fails with probability 2^-b, for the best b of a few.
 
     The ternary sampler's relative bias of 3 * 2^-64 a coefficient changes the probability by a
     factor below exp(3 * 2^-64 * coefficients * summands), which is included.
@@ -66,7 +64,6 @@ def failure_log2(
         num_summands: K, how many ciphertexts are added.
         num_coefficients: N times batch, the coefficients of one decryption.
         noise_bits: log2 of the scale.
-        key_failure_bits: how rarely the two bounds on the key fail.
 
     Returns:
         log2 of the bound; -inf where no choice of randomness can fail.
@@ -90,16 +87,11 @@ def failure_log2(
     threshold = 2.0 ** (noise_bits - 1)
     if worst_case_noise(params, num_summands) < threshold:
         return -math.inf
-    degree, key_nats = params.ring_degree, key_failure_bits * math.log(2)
-    error_norm = ERROR_VARIANCE * degree * (1 + _chi_square_excess(degree, key_nats))
-    secret_norm = min(degree, degree * _TERNARY_VARIANCE + math.sqrt(degree * key_nats / 2))
-    variance = num_summands * (
-        _TERNARY_VARIANCE * error_norm + ERROR_VARIANCE + ERROR_VARIANCE * secret_norm
+    degree = params.ring_degree
+    total = min(
+        _tail_log2(degree, num_summands, num_coefficients, threshold, key_failure_bits)
+        for key_failure_bits in (24, 32, 40, 44, 48, 56, 64, 80, 96, 128, 192, 256)
     )
-    tail_log2 = 1 + math.log2(num_coefficients) - threshold**2 / (2 * variance) / math.log(2)
-    key_log2 = 1 - key_failure_bits
-    high, low = max(tail_log2, key_log2), min(tail_log2, key_log2)
-    total = high + math.log2(1 + 2.0 ** (low - high))
     bias = 3 * 2.0**-64 * (num_coefficients * num_summands + degree) / math.log(2)
     return min(0.0, total + bias)
 
@@ -124,14 +116,23 @@ def noise_bits_needed(
         18
     """
     bits = 1
-    while (
-        failure_log2(
-            params, num_summands, num_coefficients, bits, key_failure_bits=failure_bits + 8
-        )
-        > -failure_bits
-    ):
+    while failure_log2(params, num_summands, num_coefficients, bits) > -failure_bits:
         bits += 1
     return bits
+
+
+def _tail_log2(
+    degree: int, num_summands: int, num_coefficients: int, threshold: float, key_failure_bits: int
+) -> float:
+    key_nats = key_failure_bits * math.log(2)
+    error_norm = ERROR_VARIANCE * degree * (1 + _chi_square_excess(degree, key_nats))
+    secret_norm = min(degree, degree * _TERNARY_VARIANCE + math.sqrt(degree * key_nats / 2))
+    variance = num_summands * (
+        _TERNARY_VARIANCE * error_norm + ERROR_VARIANCE + ERROR_VARIANCE * secret_norm
+    )
+    tail = 1 + math.log2(num_coefficients) - threshold**2 / (2 * variance) / math.log(2)
+    key = 1 - key_failure_bits
+    return max(tail, key) + math.log2(1 + 2.0 ** -abs(tail - key))
 
 
 @lru_cache(maxsize=64)

@@ -42,8 +42,8 @@ def generate_key(words, *, params):
     moduli, degree, limbs = params.moduli, params.ring_degree, params.num_limbs
     small = words[: 4 * degree].reshape(4, degree, 1)
     wide = words[4 * degree :].reshape(3, limbs, degree, 1)
-    s = _transform_small(_ternary(small[0], small[1]), moduli)
-    e = _transform_small(_centred_binomial(small[2], small[3]), moduli)
+    secret, error = _ternary(small[0], small[1]), _centred_binomial(small[2], small[3])
+    s, e = _transform_small(jnp.stack([secret, error]), moduli)
     a = modular.reduce_words(wide, moduli=moduli)
     b = modular.sub(e, modular.mul(a, s, moduli=moduli), moduli=moduli)
     return SecretKey(s), PublicKey(b, a)
