@@ -130,7 +130,7 @@ class EmbeddedLedger:
                 chain_id = self._wanted_chain_id or _draw_chain_id()
                 code = registry.init_code(min_clients, coordinator.checkpoint_public_key)
                 self._send(coordinator, chain_id, b"", code)
-            found = (self.coordinator, self._chain.view("MIN_CLIENTS"))
+            found = (self.coordinator, self._view("MIN_CLIENTS"))
             if found != (coordinator.address, min_clients):
                 raise LedgerError(
                     f"the ledger {self.path}",
@@ -306,7 +306,7 @@ class EmbeddedLedger:
     @property
     def coordinator(self) -> str:
         """The coordinator's address."""
-        return self._chain.view("COORDINATOR")  # type: ignore[return-value]
+        return self._view("COORDINATOR")  # type: ignore[return-value]
 
     def registered(self, address: str) -> bool:
         """Whether an account is a registered client."""
@@ -314,31 +314,31 @@ class EmbeddedLedger:
 
     def submission_key(self, address: str) -> bytes | None:
         """The Ed25519 key that an account registered, or None."""
-        return _or_none(self._chain.view("submission_key", address))
+        return _or_none(self._view("submission_key", address))
 
     def num_clients(self) -> int:
         """How many clients are registered."""
-        return self._chain.view("num_clients")  # type: ignore[return-value]
+        return self._view("num_clients")  # type: ignore[return-value]
 
     def confirmed_rounds(self) -> int:
         """The last confirmed round; the open one is the next."""
-        return self._chain.view("confirmed_rounds")  # type: ignore[return-value]
+        return self._view("confirmed_rounds")  # type: ignore[return-value]
 
     def attempt(self, round: int) -> int:
         """The current attempt at a round, from 1."""
-        return self._chain.view("reopened", round) + 1  # type: ignore[operator,return-value]
+        return self._view("reopened", round) + 1  # type: ignore[operator,return-value]
 
     def num_submissions(self, round: int) -> int:
         """How many clients submitted in the current attempt at a round."""
-        return self._chain.view("num_submissions", round)  # type: ignore[return-value]
+        return self._view("num_submissions", round)  # type: ignore[return-value]
 
     def commitment(self, round: int, address: str) -> bytes | None:
         """What a client committed to in the current attempt at a round, or None."""
-        return _or_none(self._chain.view("commitment", round, address))
+        return _or_none(self._view("commitment", round, address))
 
     def model_digest(self, round: int) -> bytes | None:
         """The model that was confirmed for a round, or None."""
-        return _or_none(self._chain.view("model_digest", round))
+        return _or_none(self._view("model_digest", round))
 
     def events(self) -> tuple[Event, ...]:
         """All events so far, in order."""
@@ -391,7 +391,7 @@ class EmbeddedLedger:
         if not self._chain.size:
             raise self._damage("a checkpoint beside an empty log")
         try:
-            key: bytes = self._chain.view("CHECKPOINT_KEY")  # type: ignore[assignment]
+            key: bytes = self._view("CHECKPOINT_KEY")  # type: ignore[assignment]
             checkpoint = read_checkpoint(path.read_bytes(), origin(self._chain), key)
         except ValueError as error:
             raise self._damage(f"a bad checkpoint: {error}") from None
@@ -402,6 +402,10 @@ class EmbeddedLedger:
         head = self._receipts[checkpoint.size - 1].head if checkpoint.size else ""
         if head != checkpoint.root.hex():
             raise self._damage("another history than the one its checkpoint signs")
+
+    def _view(self, name: str, *args: Value) -> Value:
+        with self._mutex:  # an EVM must not answer in the middle of another thread's transaction
+            return self._chain.view(name, *args)
 
     def _damage(self, found: str) -> LedgerError:
         return LedgerError(
@@ -417,7 +421,7 @@ class EmbeddedLedger:
 
     def _send_call(self, account: Account, name: str, *args: Value) -> Receipt:
         if self._chain.address is None or self._chain.chain_id is None:
-            self._chain.view("num_clients")  # says that the ledger must be opened first
+            self._view("num_clients")  # says that the ledger must be opened first
         data = registry.encode_call(name, *args)
         return self._send(account, self._chain.chain_id, self._chain.address, data)  # type: ignore[arg-type]
 

@@ -104,7 +104,7 @@ class PyEvmMachine:
 
         self._message, self._context = Message, BaseTransactionContext
         context = ExecutionContext(
-            coinbase=bytes(20),
+            coinbase=bytes(20),  # type: ignore[arg-type]
             timestamp=0,
             block_number=0,  # type: ignore[arg-type]
             difficulty=0,
@@ -120,7 +120,7 @@ class PyEvmMachine:
         from fedjax_secure.ledger.transaction import contract_address
 
         address = contract_address(sender, 0)
-        self._state.increment_nonce(sender)
+        self._state.increment_nonce(sender)  # type: ignore[arg-type]
         self._run(sender, b"", b"", create=address, code=init_code)
         return address
 
@@ -141,8 +141,8 @@ class PyEvmMachine:
             sender=sender,
             value=0,
             data=data,
-            code=code if create else self._state.get_code(to),
-            create_address=create,
+            code=code if create else self._state.get_code(to),  # type: ignore[arg-type]
+            create_address=create,  # type: ignore[arg-type]
             is_static=static,
         )
         engine = self._state.computation_class
