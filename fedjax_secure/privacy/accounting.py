@@ -45,15 +45,15 @@ def _need(ok: bool, where: str, need: str, found: object, fix: str) -> None:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value) and value > 0
+    return isinstance(value, Real) and math.isfinite(value) and float(value) > 0
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _check_dp_delta(where: str, dp_delta: float) -> None:
-    _need(isinstance(dp_delta, Real) and _SMALLEST_DP_DELTA <= dp_delta < 1, where,
+    _need(isinstance(dp_delta, Real) and _SMALLEST_DP_DELTA <= float(dp_delta) < 1, where,
           f"dp_delta in [{_SMALLEST_DP_DELTA:g}, 1)", f"dp_delta={dp_delta!r}",
           "Give a probability well below one over the number of units, for example 1e-5.")
 

@@ -75,6 +75,7 @@ def test_budgets_of_other_data_units_and_labels_are_apart(tmp_path):
               open_budget(tmp_path, unit="record")]
     assert [other.spent for other in others] == [0.0] * 4
     assert len({other.path for other in others}) == 4
+    assert (others[2].fingerprint, others[3].unit) == ("sha256:ffff", "record")
     assert others[0].label == "simulation" and "simulation" in repr(others[0])
     with pytest.raises(BudgetError, match="simulation"):
         others[0].check(ROUND, 100_000)
