@@ -1,6 +1,8 @@
 """Additively homomorphic encryption of updates, on our lattice kernels and on OpenFHE."""
 
+from .key_holder import KeyHolder
 from .openfhe import openfhe_bgv
+from .public_key import public_key
 from .scheme import Scheme, encrypt
 
-__all__ = ["Scheme", "encrypt", "openfhe_bgv"]
+__all__ = ["KeyHolder", "Scheme", "encrypt", "openfhe_bgv", "public_key"]
