@@ -105,7 +105,7 @@ class Spend:
         _check_adjacency(where, self.adjacency)
         for name in ("log_ratio", "total_variation"):
             value = getattr(self, name)
-            _need(isinstance(value, Real) and math.isfinite(value) and value >= 0, where,
+            _need(isinstance(value, Real) and math.isfinite(value) and float(value) >= 0, where,
                   f"{name} >= 0", f"{name}={value!r}", "Use 0 for an exact Gaussian.")
         for name in ("noise_multiplier", "sampling_rate", "log_ratio", "total_variation"):
             object.__setattr__(self, name, float(getattr(self, name)))

@@ -199,11 +199,6 @@ class Budget:
         return self._header["fingerprint"]
 
     @property
-    def fingerprint(self) -> str:
-        """The digest of the dataset that it belongs to."""
-        return self._header["fingerprint"]
-
-    @property
     def unit(self) -> str:
         """Whose privacy it is."""
         return self._header["unit"]
