@@ -4,4 +4,21 @@ from __future__ import annotations
 
 from fedjax_secure.training.devices import use_all_cores
 
-__all__ = ["use_all_cores"]
+# `import fedjax_secure` calls use_all_cores() before anything may start JAX's backend.
+from fedjax_secure.training.engine import ClientValues, Engine
+from fedjax_secure.training.evaluation import Evaluation, area_under_curve, evaluate
+from fedjax_secure.training.local import epoch_orders, train_alone, train_pooled
+from fedjax_secure.training.packing import Draw
+
+__all__ = [
+    "ClientValues",
+    "Draw",
+    "Engine",
+    "Evaluation",
+    "area_under_curve",
+    "epoch_orders",
+    "evaluate",
+    "train_alone",
+    "train_pooled",
+    "use_all_cores",
+]
