@@ -88,12 +88,13 @@ class ThreatModel:
     guarantee: str
     assumptions: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
+    client_name: str = "client"
 
     def __str__(self) -> str:
         lines = [
             self.opens,
             f"The server sees {self.server}",
-            f"A client sees {self.client}",
+            f"A {self.client_name} sees {self.client}",
             f"A network eavesdropper sees {self.eavesdropper}",
             f"The sum is opened by {self.opener}",
             f"Guarantee: {self.guarantee}",
@@ -212,11 +213,13 @@ class Spec:
 
         Rounding moves each clipped unit's value by less than one integer unit, noise by
         :meth:`noise_tail`, and float32 arithmetic by a relative 2^-20 of the largest sum.
-        Holds except with the given probability.
+        Holds except with the given probability. Infinite where nothing bounds the values.
         """
+        if self.l2_bound is None:
+            return math.inf
         integers = self.dtype != "float32"
         rounding = float(self.sum_terms) if integers else 0.0
-        largest = self.sum_terms * (self.l2_bound or 0.0)
+        largest = self.sum_terms * self.l2_bound
         units = rounding + self.noise_tail(probability) + 2.0**-20 * largest
         return units / self.scale / self.denominator
 
@@ -289,4 +292,5 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         opens=opens, server=server, eavesdropper=wire, opener=opener, guarantee=guarantee,
         client=f"its own {unit}s and each new model.",
         assumptions=tuple(text for text in assumptions if text), outside=tuple(outside),
+        client_name=client,
     )

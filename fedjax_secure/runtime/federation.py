@@ -258,7 +258,7 @@ class Federation:
                               fix="Use the state that the last round returned, or init().")
         if self.spend is not None and rounds > finished:
             assert self.budget is not None
-            spent = {entry.round for entry in self.budget.entries() if entry.run_id == self.run_id}
+            spent = self._spent_rounds()
             ahead = sum(number not in spent for number in range(finished + 1, rounds + 1))
             if ahead:
                 self.budget.check(self.spend, ahead)
@@ -352,6 +352,17 @@ class Federation:
         salt = self.source.key("salt", round=number, client=client)
         return submission.signed(self._signers[client]), salt
 
+    def _spent_rounds(self) -> set[int | None]:
+        """Rounds of this run that the budget holds, since it was last reset."""
+        assert self.budget is not None
+        spent: set[int | None] = set()
+        for entry in self.budget.entries():
+            if entry.kind == "reset":
+                spent.clear()
+            elif entry.run_id == self.run_id:
+                spent.add(entry.round)
+        return spent
+
     def _spend_round(self, number: int) -> None:
         if self.spend is not None:
             assert self.budget is not None
@@ -360,11 +371,12 @@ class Federation:
     def _submit(self, number: int, sent) -> str:
         if self.ledger is None:
             return ""
-        for submission, salt in sent:
-            digest = hashlib.sha256(submission.statement()).digest()
-            # Repeating a submission that the ledger has taken appends nothing.
-            self.ledger.submit_update(self._accounts[submission.client], number,
-                                      commit(digest, salt))
+        with self.ledger.batch():
+            for submission, salt in sent:
+                digest = hashlib.sha256(submission.statement()).digest()
+                # Repeating a submission that the ledger has taken appends nothing.
+                self.ledger.submit_update(self._accounts[submission.client], number,
+                                          commit(digest, salt))
         return self.ledger.head
 
     def _confirm(self, number: int, after: bytes) -> str:

@@ -119,12 +119,15 @@ def round_(request):
 def test_decoded_sum_is_the_clipped_sum_over_the_public_constant(round_):
     mean, _, _ = round_.aggregation.decode(round_.states, round_.total())
     error = np.abs(np.asarray(mean, np.float64) - round_.expected_mean()).max()
-    assert error <= round_.spec.error_bound()
+    # Where nothing is clipped there is no bound to declare: float32's own accuracy then.
+    assert error <= min(round_.spec.error_bound(), 1.0 if round_.spec.unit else 1e-6)
 
 
 def test_the_bound_says_something(round_):
     # Without noise, the error allowed is far below the values themselves.
-    if round_.spec.mechanism is None:
+    if round_.spec.unit is None:
+        assert round_.spec.error_bound() == math.inf
+    elif round_.spec.mechanism is None:
         assert round_.spec.error_bound() < 0.01 * np.abs(round_.expected_mean()).max()
 
 
