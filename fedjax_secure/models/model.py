@@ -144,7 +144,7 @@ def from_flax(
     def init(key):
         return module.init(key, example())["params"]
 
-    def apply(params, x):
+    def apply(params, x) -> Any:
         return module.apply({"params": params}, x)
 
     def loss(params, x, y):

@@ -259,9 +259,9 @@ class Engine:
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
         params, extra = jax.device_put((params, extra), self._everywhere)
         dealt = jax.device_put(tuple(draw[:5]), self._dealt)
-        values, nonfinite, steps = program(params, self._x, self._y, extra, dealt)
-        first = self.devices[0]
-        return ClientValues(*jax.device_put((values, nonfinite), first), steps)
+        out = program(params, self._x, self._y, extra, dealt)
+        values, nonfinite, steps = jax.device_put(out, self.devices[0])
+        return ClientValues(values, nonfinite, steps)
 
     def _compile(self, name: str, body: Callable[..., Any]) -> Callable[..., Any]:
         # check_vma=False: with it, jax.grad inside the body would sum over devices by itself
