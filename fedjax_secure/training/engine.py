@@ -55,6 +55,10 @@ class Engine:
           device a client is dealt to changes nothing. A float gradient is computed in float32; its
           last bit may depend on the record's place in its batch.
 
+    Results are dense, ``[clients, dim]`` with a row for every client of the dataset: made for
+    federations of organisations. With a thousand clients of whom few take part, filling and adding
+    up these rows costs more than the training.
+
     Args:
         model: what is trained.
         dataset: the clients' records.
@@ -91,7 +95,7 @@ class Engine:
         dataset: ClientRecords,
         *,
         batch_size: int,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise _refuse("an integer batch_size of 1 or more", repr(batch_size), "Try 32.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import optax
 
@@ -59,7 +61,7 @@ def train_alone(
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    devices: list[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> np.ndarray:
     """Trains one model for each client on its own records only: what a client has without others.
 
@@ -119,7 +121,7 @@ def train_pooled(
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    devices: list[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> np.ndarray:
     """Trains one model on all records in one place: what a federation gives up, at most.
 
