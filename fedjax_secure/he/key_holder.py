@@ -121,7 +121,9 @@ def _restored_or_fresh_seed(packing: Packing, setting: Setting) -> bytes:
     setting.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     seed = setting.source.key("he/key-holder")
     fields = {"version": _FILE_VERSION, "parameters": packing.parameters, "seed": seed}
-    write_durably(path, msgpack.packb(fields))
+    content = msgpack.packb(fields)
+    assert content is not None
+    write_durably(path, content)
     return seed
 
 

@@ -101,7 +101,7 @@ def check_sum(plan, values, noise):
     assert plan.unpack(np.asarray(opened.lanes), len(values)).tolist() == expected.tolist()
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(st.data())
 def test_sums_of_packed_values_are_exact(data):
     name = data.draw(st.sampled_from(["rlwe-1024-26", "rlwe-2048-52", "rlwe-4096-90"]))

@@ -104,7 +104,7 @@ def test_another_key_opens_nothing():
     assert np.count_nonzero(np.asarray(opened.lanes) == 0) <= 8
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_decoding_equals_python_integers(data):
     """Any residues, any encoding, on every named set's moduli; N and batch need not be large."""
@@ -170,13 +170,13 @@ def test_keys_have_their_distributions():
 
 
 def test_noise_stays_within_both_bounds():
-    """Measured noise against the computed ones, on 64 sums of 16 (false alarms below 2^-40)."""
+    """Measured noise against the computed ones, on 16 sums of 16 (false alarms below 2^-40)."""
     params, rng, summands = rlwe.parameters("rlwe-4096-60"), np.random.default_rng(8), 16
     secret, public = key_pair(params, rng)
-    zero = np.zeros((params.num_limbs, params.ring_degree, 64), np.uint32)
+    zero = np.zeros((params.num_limbs, params.ring_degree, 16), np.uint32)
     total = jnp.zeros((2, *zero.shape), jnp.uint32)
     for _ in range(summands):
-        fresh = words(rng, rlwe.words_needed(params, 64))
+        fresh = words(rng, rlwe.words_needed(params, 16))
         total = rlwe.add(params, total, rlwe.encrypt(params, public, zero, fresh))
     noise = centred(_phase(params, secret, total)[0], params.moduli.primes[0])
     assert np.abs(noise).max() <= rlwe.worst_case_noise(params, summands)

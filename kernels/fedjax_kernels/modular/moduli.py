@@ -215,11 +215,12 @@ class Moduli:
         Raises:
             ValueError: another dtype or shape.
         """
-        shape, dtype = np.shape(array), getattr(array, "dtype", type(array))
+        shape = list(np.shape(array))
+        dtype = getattr(array, "dtype", type(array))
         rows = self.ring_degree if whole_ring else "n"
         fits = len(shape) >= 3 and shape[-3] == self.num_limbs
         if dtype != np.uint32 or not fits or (whole_ring and shape[-2] != self.ring_degree):
             raise ValueError(
                 f"{where} needs uint32 residues of shape [..., {self.num_limbs}, {rows}, batch], "
-                f"got {dtype} of shape {list(shape)}. The layout is limb, coefficient, batch."
+                f"got {dtype} of shape {shape}. The layout is limb, coefficient, batch."
             )

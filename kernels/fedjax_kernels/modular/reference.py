@@ -60,8 +60,8 @@ def reduce(a, *, moduli):
 
 
 def reduce_words(words, *, moduli):
-    total = sum(_integers(word) << (32 * i) for i, word in enumerate(np.asarray(words)))
-    return _residues(total, moduli)
+    shifted = [_integers(word) << (32 * i) for i, word in enumerate(np.asarray(words))]
+    return _residues(np.sum(shifted, axis=0), moduli)
 
 
 def from_signed(a, *, moduli):

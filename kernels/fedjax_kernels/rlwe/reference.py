@@ -48,11 +48,11 @@ def generate_key(words, *, params):
 
 
 def encode(lanes, *, params, encoding):
-    coefficient = sum(
+    scaled = [
         _integers(lane) << (encoding.noise_bits + j * encoding.lane_bits)
         for j, lane in enumerate(lanes)
-    )
-    return _residues(coefficient, params)
+    ]
+    return _residues(np.sum(scaled, axis=0), params)
 
 
 def encrypt(public_key, message, words, *, params):
