@@ -36,10 +36,11 @@ def command_line_variables(makeflags: str) -> dict[str, str]:
     return {name.rstrip(":+?!"): value for name, _, value in pairs}
 
 
-def import_without_dependencies() -> None:
-    """Let ``fedjax_secure.runtime.notebook_parameters`` be imported where JAX is not installed yet.
+def import_without_jax() -> None:
+    """Let a file of ``fedjax_secure.runtime`` be imported where JAX is not installed yet.
 
-    The packages' ``__init__`` files import everything; bare packages in their place do not.
+    The packages' ``__init__`` files import everything; bare packages in their place do not. A run
+    starts sooner for it too: only the notebook's own process needs JAX.
     """
     for name in ("fedjax_secure", "fedjax_secure.core", "fedjax_secure.runtime"):
         package = types.ModuleType(name)
@@ -53,8 +54,8 @@ def main(task: str) -> int:
     parameters = {
         name: value for name, value in variables.items() if name not in NOT_PARAMETERS
     }
+    import_without_jax()
     if task == "check":
-        import_without_dependencies()
         from fedjax_secure.runtime import notebook_parameters
 
         try:

@@ -30,3 +30,10 @@ def home(tmp_path_factory, monkeypatch):
     path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("FEDJAX_SECURE_HOME", str(path))
     return path
+
+
+def pytest_ignore_collect(collection_path):
+    """Programs that tests start are not searched for documentation examples."""
+    if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):
+        return True
+    return None

@@ -296,7 +296,7 @@ def test_parameters_are_checked_without_the_dependencies(plan):
     """`make demo` refuses a wrong parameter on a machine where nothing is installed yet."""
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; import demo\n"
-        "demo.import_without_dependencies()\n"
+        "demo.import_without_jax()\n"
         "from fedjax_secure.runtime.notebook_parameters import check_parameters\n"
         "print(check_parameters(sys.argv[3], {'ROUNDS': '5'}))"
     )
