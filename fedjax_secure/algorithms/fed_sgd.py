@@ -12,7 +12,7 @@ import optax
 from .algorithm import Algorithm, Work
 
 
-def fed_sgd(server: optax.GradientTransformation, *, batch_size: int = 32) -> Algorithm:
+def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
     """One gradient a client and round, at the global model; the server optimiser steps.
 
     With records clipped one by one in the chain this is central DP-SGD over all clients' records,
@@ -20,7 +20,6 @@ def fed_sgd(server: optax.GradientTransformation, *, batch_size: int = 32) -> Al
 
     Args:
         server: an optax optimiser that takes the mean gradient.
-        batch_size: how many records' gradients are taken at once; changes speed only.
 
     Returns:
         An :class:`Algorithm`. Clients send sums over their records, so the sum over clients is
@@ -43,7 +42,7 @@ def fed_sgd(server: optax.GradientTransformation, *, batch_size: int = 32) -> Al
         sums = engine.record_sums(params, cohort.indices, keys, encode, dtype, states=states)
         return Work(sums.values, np.asarray(sums.nonfinite))
 
-    return Algorithm("fed_sgd", server, 1.0, True, batch_size, local)
+    return Algorithm("fed_sgd", server, 1.0, True, 1, local)
 
 
 @functools.lru_cache(maxsize=64)

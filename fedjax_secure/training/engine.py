@@ -30,7 +30,8 @@ class ClientValues(NamedTuple):
         nonfinite: ``[clients] int32``: of `record_sums`, how many records had a gradient that is
             not finite (each counts as zero); of `local_sgd`, 1 where the update is not finite.
             Computed from records, so outside any privacy guarantee.
-        steps: ``[devices] int32``: batches that each device executed.
+        steps: ``[devices] int32``: steps that each device executed: records of `record_sums`,
+            batches of `local_sgd`.
     """
 
     values: jax.Array
@@ -52,8 +53,9 @@ class Engine:
         - A client without records executes nothing, and of a client's last batch the unused
           places contribute exactly zero.
         - Integer sums are exact (modulo 2^32) and do not depend on the order of summation; which
-          device a client is dealt to changes nothing. A float gradient is computed in float32; its
-          last bit may depend on the record's place in its batch.
+          device a client is dealt to changes nothing.
+        - What `record_sums` computes of a record depends on that record, its key and its slot
+          only, to the last bit: each gradient is computed by itself.
 
     Results are dense, ``[clients, dim]`` with a row for every client of the dataset: made for
     federations of organisations. With a thousand clients of whom few take part, filling and adding
@@ -62,8 +64,7 @@ class Engine:
     Args:
         model: what is trained.
         dataset: the clients' records.
-        batch_size: records in one batch. `record_sums` gives the same sums for every batch size,
-            up to the rounding of the gradients.
+        batch_size: records in one batch of `local_sgd`.
         devices: the devices to use; by default those of JAX's default backend, at most one a
             client.
 
@@ -165,8 +166,10 @@ class Engine:
 
         Guarantees:
             ``values[c]`` is exactly the sum of ``encode_record(keys[c], slot, g)`` over the drawn
-            records, wrapped at 2^32; unused places of a batch and records whose gradient is not
-            finite add exactly zero. No record is left out and none counts twice.
+            records, wrapped at 2^32; records whose gradient is not finite add exactly zero. No
+            record is left out and none counts twice. ``g`` is the same to the last bit whatever
+            other records were drawn, so that adding or removing one record changes nothing but
+            its own term.
 
         Args:
             params: the model's parameters, a pytree.
@@ -176,13 +179,14 @@ class Engine:
                 and jittable. ``slot`` is the record's place in its client's draw: with it every
                 record has a keystream of its own. Give the same function object each round: a new
                 one is compiled anew.
-            out_dtype: what ``encode_record`` returns: int32 or uint32.
+            out_dtype: what ``encode_record`` returns: int32 or uint32; float32 for a baseline
+            without privacy, whose sums are rounded in the order of the draw.
             states: any pytree; if given, ``encode_record`` takes it first. Its arrays may change
                 from round to round without a new compile.
 
         Returns:
             Sums of ``out_dtype``, the number of records with a gradient that is not finite, and
-            the executed batches.
+            the records that each device went through.
 
         Raises:
             DataError: a draw that does not fit the dataset, or a row drawn twice.
@@ -190,9 +194,11 @@ class Engine:
         """
         draw = self.pack(indices)
         dtype = np.dtype(out_dtype)
-        if dtype not in (np.dtype("int32"), np.dtype("uint32")):
+        if dtype not in (np.dtype("int32"), np.dtype("uint32"), np.dtype("float32")):
             raise _refuse(
-                "out_dtype int32 or uint32", str(dtype), "Round each record to integers first."
+                "out_dtype int32, uint32 or float32",
+                str(dtype),
+                "Round each record to integers first.",
             )
         keys = np.asarray(keys)
         if keys.shape != (len(self.dataset.clients), 8) or keys.dtype != np.uint32:
@@ -300,33 +306,29 @@ class Engine:
             )
 
     def _record_sums(self, encode_record: Any, dtype: np.dtype, with_states: bool):
-        model, batch_size = self.model, self.batch_size
+        model = self.model
 
         def record_gradient(params, x, y):
             return model.ravel(jax.grad(lambda p: model.loss(p, x[None], y[None])[0])(params))
 
-        gradients = jax.vmap(record_gradient, (None, 0, 0))
-
         def client_sum(params, x, y, extra, c, start, count, rows):
             keys, states = extra
-            encode = jax.vmap(encode_record, (None, None, 0, 0) if with_states else (None, 0, 0))
             head = (states,) if with_states else ()
 
-            def batch(t, carry):
+            def record(t, carry):
+                # One record by itself: in a batch, the last bit of a gradient depends on the place
+                # in the batch, and so on which other records were drawn.
                 total, bad = carry
-                place, valid, chosen = _batch(rows, start, t * batch_size, count, batch_size)
-                gradient = gradients(params, x[chosen], y[chosen])
-                finite = jnp.all(jnp.isfinite(gradient), axis=1)
-                gradient = jnp.where(finite[:, None], gradient, jnp.float32(0))
-                encoded = encode(*head, keys[c], place.astype(jnp.uint32), gradient)
-                counts = (valid & finite)[:, None]
-                encoded = jnp.where(counts, encoded, jnp.zeros_like(encoded))
-                total = total + jnp.sum(encoded, axis=0, dtype=dtype)
-                return total, bad + jnp.sum(valid & ~finite, dtype=jnp.int32)
+                chosen = rows[start + t]
+                gradient = record_gradient(params, x[chosen], y[chosen])
+                finite = jnp.all(jnp.isfinite(gradient))
+                gradient = jnp.where(finite, gradient, jnp.float32(0))
+                encoded = encode_record(*head, keys[c], t.astype(jnp.uint32), gradient)
+                total = total + jnp.where(finite, encoded, jnp.zeros_like(encoded))
+                return total, bad + (~finite).astype(jnp.int32)
 
-            trips = _batches(count, batch_size)
             start_values = (jnp.zeros(model.dim, dtype), jnp.int32(0))
-            return (*lax.fori_loop(jnp.int32(0), trips, batch, start_values), trips)
+            return (*lax.fori_loop(jnp.int32(0), count, record, start_values), count)
 
         return self._each_client(client_sum, dtype)
 

@@ -70,7 +70,8 @@ def test_records_say_what_happened(finished):
     assert last.model_after == model_digest(state.params).hex()
     assert last.mode == "simulation" == last.dp["mode"]
     assert last.dp["unit"] == "patient" and last.dp["adjacency"] == "add_remove"
-    assert last.dp["epsilon"] == pytest.approx(federation.budget.spent, rel=1e-3) <= 3.0
+    assert last.dp["epsilon"] == pytest.approx(federation.budget.spent, rel=1e-3)
+    assert last.dp["epsilon"] <= 3.0
     assert set(last.timings_seconds) == {"train", "privacy", "encrypt", "aggregate", "ledger"}
     assert last.bytes_per_client > 4096 * 2 * 11
     assert set(last.metrics["accuracy"]) == set(federation.data.clients)
@@ -161,7 +162,7 @@ def _two_clients(scale):
 
 
 def test_a_run_that_diverges_names_the_client_and_keeps_the_last_good_round():
-    data = _two_clients(3e38)
+    data = _two_clients(1e30)
     model = fs.models.logistic_regression(data)
     federation = fs.Federation(model, data, fs.algorithms.fed_avg(1e38), fs.chain(), seed=0)
     state = federation.init()

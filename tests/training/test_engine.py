@@ -115,7 +115,30 @@ def test_record_sums_equal_a_loop_over_records_exactly(batch_size):
         assert out.values.dtype == jnp.int32
         np.testing.assert_array_equal(out.values, want)
         assert not np.any(out.nonfinite)
-        assert int(out.steps.sum()) == sum(-(-len(rows) // batch_size) for rows in indices)
+        assert int(out.steps.sum()) == sum(len(rows) for rows in indices)
+
+
+def bits(key, slot, gradient):
+    return jax.lax.bitcast_convert_type(gradient, jnp.int32)
+
+
+def test_a_record_adds_the_same_bits_whoever_else_was_drawn():
+    # What the privacy of one record rests on: without it, its term is gone and nothing else moves.
+    rng = np.random.default_rng(1)
+    data = dataset(x=rng.normal(size=(sum(SIZES), 3)))
+    model = mlp(data, hidden=(9,))
+    params = model.init(jax.random.key(3))
+    engine = Engine(model, data, batch_size=4)
+    everyone = [data.rows(c) for c in range(CLIENTS)]
+    whole = np.asarray(engine.record_sums(params, everyone, keys(), bits, jnp.int32).values)
+    for c, out in ((0, 0), (0, 7), (2, 3), (2, 28), (4, 4)):
+        row = data.rows(c)[out]
+        alone = [np.array([row]) if k == c else np.array([], int) for k in range(CLIENTS)]
+        others = [rows[rows != row] for rows in everyone]
+        own = np.asarray(engine.record_sums(params, alone, keys(), bits, jnp.int32).values)
+        rest = np.asarray(engine.record_sums(params, others, keys(), bits, jnp.int32).values)
+        np.testing.assert_array_equal(whole, own + rest)
+    assert engine.traces == {"record_sums": 1}
 
 
 def test_every_record_has_the_keystream_of_its_client_and_slot():
@@ -286,8 +309,9 @@ def rounds_on_one_and_two_devices():
         np.testing.assert_array_equal(sums[0].values, sums[1].values)
         np.testing.assert_allclose(deltas[0].values, deltas[1].values, atol=1e-6)
         assert np.any(sums[0].values) and np.any(deltas[0].values)
-        for one, two in (sums, deltas):
-            assert int(one.steps.sum()) == sum(-(-len(rows) // 4) for rows in drawn)
+        records, batches = sum(map(len, drawn)), sum(-(-len(rows) // 4) for rows in drawn)
+        for (one, two), steps in ((sums, records), (deltas, batches)):
+            assert int(one.steps.sum()) == steps
             assert int(two.steps.sum()) == int(one.steps.sum())
             assert two.steps.min() > 0  # both work, and longest first is within 4/3 of the best
             assert 3 * int(two.steps.max() - two.steps.min()) <= int(one.steps.sum())
@@ -359,7 +383,7 @@ def test_bad_draws_are_refused(indices, words):
     [
         ({"keys": keys()[:2]}, r"keys of shape \[5, 8\]"),
         ({"keys": keys().astype(np.int32)}, "dtype uint32"),
-        ({"out_dtype": jnp.float32}, "out_dtype"),
+        ({"out_dtype": jnp.float16}, "out_dtype"),
         ({"encode_record": lambda k, s, g: g}, "encode_record to return int32"),
         ({"encode_record": lambda k, s, g: jnp.int32(1)}, "encode_record to return int32"),
         ({"params": {"w": np.zeros(3)}}, "its own parameters"),
