@@ -39,7 +39,7 @@ browser: ## the journey in JupyterLab, in a real Chromium
 
 lint: setup-dev ## ruff and pyright
 	@$(VENV)/ruff check .
-	@$(VENV)/pyright
+	@$(VENV)/pyright --pythonpath $(VENV)/python
 
 lab: ## JupyterLab in the notebooks folder
 	@scripts/setup.sh notebook
