@@ -11,6 +11,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 _session_home = tempfile.TemporaryDirectory(prefix="fedjax-secure-tests-")
 os.environ["FEDJAX_SECURE_HOME"] = _session_home.name
+# Many tests build the same federation anew: what XLA compiled for one serves the others, and the
+# processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _session_home.name + "/compiled")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
