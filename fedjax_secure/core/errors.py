@@ -36,7 +36,7 @@ def _rebuild(kind, where, need, found, fix):
 
 
 class SpecError(SecureFederationError, ValueError):
-    """A chain of stages, or a federation, that could not keep its promise; raised before tracing."""
+    """A chain or a federation that could not keep its promise; raised before tracing."""
 
 
 class DataError(SecureFederationError, ValueError):

@@ -320,10 +320,12 @@ def write_durably(path: Path, content: bytes, *, private: bool = True) -> None:
 
 
 def _opened_to_bytes(opened: Opened) -> bytes:
-    return msgpack.packb({
+    content = msgpack.packb({
         "round": opened.round, "dtype": opened.total.dtype.str, "total": opened.total.tobytes(),
         "clients": list(opened.clients), "submissions_digest": opened.submissions_digest,
     })
+    assert content is not None
+    return content
 
 
 def _opened_from_bytes(content: bytes, round: int) -> Opened:

@@ -47,4 +47,4 @@ def centre(elements: jax.Array, modulus: int) -> jax.Array:
 def sum_elements(elements: np.ndarray, modulus: int) -> np.ndarray:
     """Sum ring elements over the first axis on the host: uint32 [clients, dim] -> [dim]."""
     total = np.sum(np.asarray(elements), axis=0, dtype=np.uint64)
-    return (total & np.uint64(modulus - 1)).astype(np.uint32)
+    return np.asarray(total & np.uint64(modulus - 1), np.uint32)

@@ -121,9 +121,9 @@ def chain(*stages: Stage) -> Aggregation:
     split = _record_split(stages)
     sealed = [stage.setup is not None for stage in stages]
     if any(sealed[:-1]):
-        seal = names[sealed.index(True)]
-        raise SpecError("chain", need=f"stage `{seal}` last, since only its opener reads the sum",
-                        found=str(names), fix=f"Move `{seal}` to the end of the chain.")
+        hides = names[sealed.index(True)]
+        raise SpecError("chain", need=f"stage `{hides}` last, since only its opener reads the sum",
+                        found=str(names), fix=f"Move `{hides}` to the end of the chain.")
     seal_stage = stages[-1] if sealed and sealed[-1] else None
     open_stages = stages[:-1] if seal_stage else stages
 
@@ -164,8 +164,8 @@ def chain(*stages: Stage) -> Aggregation:
     def seal(states, keys, elements):
         if seal_stage is None:
             return elements
-        state, place = states[seal_stage.name], len(stages) - 1
-        return jax.vmap(lambda key, value: seal_stage.client(state, Stream(key, place), value))(
+        state, place, client = states[seal_stage.name], len(stages) - 1, seal_stage.client
+        return jax.vmap(lambda key, value: client(state, Stream(key, place), value))(
             jnp.asarray(keys), elements)
 
     def to_wire(states, payloads, setting):

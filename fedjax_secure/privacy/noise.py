@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
 from fedjax_kernels import discrete_gaussian as kernel
 
 from ..core import Mechanism, Spec, Stage, Stream

@@ -1,4 +1,4 @@
-"""What a federation is compared with: each client alone, no privacy, and all records in one place."""
+"""What a federation is compared with: each client alone, no privacy, all records in one place."""
 
 from __future__ import annotations
 

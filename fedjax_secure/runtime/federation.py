@@ -338,8 +338,9 @@ class Federation:
         clock.lap("privacy")
         payloads = jax.block_until_ready(self._seal(self._states, keys, elements))
         wire = self.aggregation.to_wire(self._states, payloads, self._setting)
+        everyone = zip(clients, wire, cohort.alive, strict=True)
         sent = [self._sign(client, number, before, payload)
-                for client, payload, alive in zip(clients, wire, cohort.alive, strict=True) if alive]
+                for client, payload, alive in everyone if alive]
         clock.lap("encrypt")
         timings = {name: clock.seconds[name] for name in ("train", "privacy", "encrypt")}
         self._journal.store_sent(number, sent, {"timings_seconds": timings})

@@ -50,10 +50,11 @@ class FederationPlan:
         >>> plan = FederationPlan(rounds=5, target_epsilon=2.0, seed=0)
         >>> plan.replace(rounds=10).rounds
         10
-        >>> FederationPlan(rounds=0)
-        Traceback (most recent call last):
-        ...
-        fedjax_secure.core.errors.ParameterError: `rounds` needs a whole number from 1 to 100000, got 0. Change `rounds`.
+        >>> try:
+        ...     FederationPlan(rounds=0)
+        ... except ParameterError as refused:
+        ...     print(refused)
+        `rounds` needs a whole number from 1 to 100000, got 0. Change `rounds`.
     """
 
     data: DataName = "heart_disease"

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on from its last finished round and releases nothing twice."""
+"""A run killed at any moment goes on from its last finished round, and releases nothing twice."""
 
 from __future__ import annotations
 
