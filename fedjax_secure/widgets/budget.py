@@ -11,7 +11,7 @@ import traitlets
 from ..core import RoundRecord
 from ..runtime import FederationPlan
 
-_ESM = resources.files(__package__).joinpath("esm")
+_ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 
 
 class BudgetGauge(anywidget.AnyWidget):

@@ -11,7 +11,7 @@ import traitlets
 
 from ..core import ParameterError
 
-_ESM = resources.files(__package__).joinpath("esm")
+_ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 ACTIONS = ("run", "pause", "resume", "stop")
 
 

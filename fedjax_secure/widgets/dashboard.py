@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ class Dashboard:
     """
 
     def __init__(self, plan: FederationPlan | None = None, *, folder: str | Path | None = None):
+        self._showing = threading.RLock()  # the rounds' thread and the kernel's set the same traits
         self._runner = Runner(self._refresh, folder=folder)
         self._shown: tuple[Sequence[RoundRecord], ThreatModel | None, FederationPlan] | None = None
         self.form = PlanForm(plan)
-        self._last_plan = self.form.plan or FederationPlan()
+        self._last_plan: FederationPlan = self.form.plan or FederationPlan()
         self.controls = RunControls(self._press)
         self.chart, self.budget, self.facts = AccuracyChart(), BudgetGauge(), FactsPanel()
         figures = ipywidgets.Box([self.chart, self.budget])
@@ -163,9 +165,9 @@ class Dashboard:
             raise ParameterError("show_records", need="a dashboard whose rounds have ended",
                                  found=f"one that is {self.state}",
                                  fix="Stop it, or wait for it to finish.")
-        plan = self._last_plan if plan is None else plan
-        self._shown = (tuple(records), threat_model, plan)
-        self.form.show(plan)
+        shown = self._last_plan if plan is None else plan
+        self._shown = (tuple(records), threat_model, shown)
+        self.form.show(shown)
         self._refresh(self._runner)
 
     def picture(self) -> bytes:
@@ -185,7 +187,7 @@ class Dashboard:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """The live widgets; beside them, once a round has finished, the static picture."""
-        bundle = dict(self.widget._repr_mimebundle_() or {})
+        bundle: dict[str, Any] = dict(self.widget._repr_mimebundle_() or {})
         bundle["text/plain"] = self._summary()
         if self.records:
             bundle["image/png"] = self.picture()
@@ -194,7 +196,7 @@ class Dashboard:
     def __repr__(self) -> str:
         return f"<{self._summary()}>"
 
-    # -- how the views follow --------------------------------------------------------------------
+    # -- how the views follow ------------------------------------------------------------------
 
     def _summary(self) -> str:
         text = f"Dashboard: {self.plan.data}, {self.plan.model}, "
@@ -224,27 +226,30 @@ class Dashboard:
         getattr(self, "start" if action == "run" else action)()
 
     def _edited(self, change: Any) -> None:
-        """The form changed: what it says goes for the next run."""
-        if self.form.plan is not None:
-            self._last_plan = self.form.plan
-        self._show_controls(self._runner)
-        if not self.records and self.form.plan is not None:
+        """The form changed: what it says goes for the next run, and its code is shown."""
+        with self._showing:
+            if self.form.plan is not None:
+                self._last_plan = self.form.plan
+            self._show_controls(self._runner)
             self._show_results()
 
     def _refresh(self, runner: Runner) -> None:
         """Set traits, and nothing else: this also runs in the thread of the rounds."""
-        if not runner.allows("run"):
-            self._shown = None
-        self.form.locked = not runner.allows("run")
-        self._show_controls(runner)
-        self._show_results()
+        with self._showing:
+            if not runner.allows("run"):
+                self._shown = None
+            self.form.locked = not runner.allows("run")
+            self._show_controls(runner)
+            self._show_results()
 
     def _show_results(self) -> None:
         records = self.records
         plan = self.plan if records or not self._runner.allows("run") else self._last_plan
         self.chart.show(records, total_rounds=plan.rounds)
         self.budget.show(records, plan)
-        self.facts.show(records, self._threat_model(), code=plan.code())
+        idle = self._runner.allows("run")
+        self.facts.show(records, self._threat_model(),
+                        code=(self._last_plan if idle else plan).code())
 
     def _show_controls(self, runner: Runner) -> None:
         controls, records, state = self.controls, self.records, runner.state

@@ -12,7 +12,7 @@ import traitlets
 
 from ..core import RoundRecord, ThreatModel
 
-_ESM = resources.files(__package__).joinpath("esm")
+_ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 
 
 class FactsPanel(anywidget.AnyWidget):

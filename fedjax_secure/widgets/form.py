@@ -13,7 +13,7 @@ from ..core import ParameterError
 from ..runtime import FederationPlan
 from ..runtime.plan import DataName, Encryption, ModelName
 
-_ESM = resources.files(__package__).joinpath("esm")
+_ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 _NAMES = {
     "heart_disease": "Heart disease, 4 hospitals", "logistic_regression": "Logistic regression",
     "mlp": "Multilayer perceptron", "lattice": "Lattice, public key", "openfhe": "OpenFHE, BGV",
@@ -41,7 +41,7 @@ class Field(NamedTuple):
 
 def _choice(name: str, label: str, help: str, literal: Any) -> Field:
     return Field(name, label, help, "choice",
-                 tuple((value, _NAMES.get(value, value)) for value in get_args(literal)))
+                 tuple((value, str(_NAMES.get(value, value))) for value in get_args(literal)))
 
 
 FIELDS = (

@@ -82,7 +82,7 @@ def _heading(records: Sequence[RoundRecord], plan: FederationPlan | None) -> str
     parts.append(f"round {last.round}{rounds}")
     if "epsilon" in last.dp:
         parts.append(f"ε = {last.dp['epsilon']:.2f} at δ = {last.dp['dp_delta']:g}")
-    return "   ·   ".join([*parts, last.mode])
+    return "   ·   ".join([*parts, "secure mode" if last.mode == "secure" else last.mode])
 
 
 def _frame(axes: Axes, title: str, x: str, y: str, note: str = "") -> None:
@@ -172,14 +172,15 @@ def _epsilon(axes: Axes, records: Sequence[RoundRecord], target: float | None,
     axes.set_xlim(1 - 0.02 * last, last + 0.02 * last)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.grid(axis="y", color=LINE, linewidth=0.8)
-    axes.text(1.015, values[-1] / top, f"{values[-1]:.2f} spent", transform=axes.transAxes,
-              va="top" if target and target - values[-1] < 0.1 * top else "center",
-              fontsize=9, fontweight="bold", color=PALETTE[2])
+    place = values[-1] / top
     if target is not None:
         axes.axhline(target, color="#b3261e", linewidth=1.6, linestyle=(0, (5, 2.5)))
         axes.text(1.015, target / top, f"{target:g} target", transform=axes.transAxes,
-                  va="bottom" if target - values[-1] < 0.1 * top else "center", fontsize=9,
-                  fontweight="bold", color="#b3261e")
+                  va="center", fontsize=9, fontweight="bold", color="#b3261e")
+        if abs(target / top - place) < 0.09:
+            place = target / top - 0.09
+    axes.text(1.015, place, f"{values[-1]:.2f} spent", transform=axes.transAxes, va="center",
+              fontsize=9, fontweight="bold", color=PALETTE[2])
 
 
 def _timings(axes: Axes, records: Sequence[RoundRecord]) -> None:

@@ -52,8 +52,8 @@ def missing() -> str:
 def chromium() -> str | None:
     """The path of the system's Chromium."""
     named = os.environ.get("FEDJAX_SECURE_CHROMIUM")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return named or next(filter(None, map(shutil.which, names)), None)
+    names = [named] if named else ["chromium", "chromium-browser", "google-chrome"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:

@@ -207,6 +207,29 @@ def test_a_failing_round_shows_its_error_and_keeps_what_was_done(make, monkeypat
     assert dashboard.controls.enabled == ["run"] and not dashboard.form.locked
 
 
+def test_an_interrupt_in_the_foreground_ends_the_run_in_order(make, monkeypatch):
+    def interrupted(federation, state, *, rounds):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(fs.Federation, "run", interrupted)
+    dashboard = make(rounds=2, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        dashboard.run()
+    assert dashboard.state == "stopped" and dashboard.controls.enabled == ["run"]
+    assert dashboard.facts.threat[0][0] == "Here"  # it was built
+
+
+def test_the_code_follows_the_form_and_the_results_stay(make, finished):
+    dashboard = make(rounds=9, **QUICK)
+    dashboard.show_records(finished.records, None, finished.plan)
+    dashboard.form.set(target_epsilon="1.25")
+    assert "target_epsilon=1.25" in dashboard.facts.code
+    assert dashboard.budget.target == finished.plan.target_epsilon
+    dashboard.form.set(target_epsilon="-")
+    assert "target_epsilon=1.25" in dashboard.facts.code  # the last one that could run
+
+
 CELLS = """\
 import fedjax_secure as fs
 dashboard = fs.widgets.Dashboard(fs.FederationPlan(rounds=2, encryption="off", seed=0))
