@@ -625,16 +625,14 @@ class _Tail:
         self._thread.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), self._stream:
             while data := os.read(self._stream.fileno(), 1 << 16):
                 self._bytes += data
                 del self._bytes[:-_STDERR_BYTES]
 
     def finish(self) -> None:
-        """Wait for the rest, once the writer has ended, and close the stream."""
+        """Wait for the rest, once the writer has ended; the thread closes the stream."""
         self._thread.join(1.0)
-        if not self._thread.is_alive():
-            self._stream.close()
 
     def text(self) -> str:
         """The last lines, printable, with whatever looks like key material left out."""

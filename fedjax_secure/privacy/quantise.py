@@ -31,7 +31,7 @@ def rounded_l2_bound(l2_bound: float, dim: int) -> float:
 
     Example:
         >>> round(rounded_l2_bound(4096.0, 30), 2)
-        4098.64
+        4098.63
 
     Source:
         Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Proposition 26 and Algorithm 1.
@@ -122,7 +122,7 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
         >>> _, spec = clip(1.0).init(spec)
         >>> _, spec = quantise(bits=16).init(spec)
         >>> spec.scale, spec.modulus, spec.dtype
-        (4096.0, 65536, 'int32')
+        (8192.0, 65536, 'int32')
 
     Source:
         Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 (conditional rounding).

@@ -429,9 +429,15 @@ class Federation:
             "epsilon": compose([run], self.budget.dp_delta), "dp_delta": self.budget.dp_delta,
             "budget_epsilon": self.budget.epsilon, "budget_spent": self.budget.spent,
             "label": self.budget.label or "", "mode": _label(self.source.mode),
-            "assumes": f"at most {self.spec.num_clients - self.spec.mechanism.num_shares} noise "
-                       "shares missing or known" if self.spec.mechanism else "",
+            "assumes": self._assumed_shares(),
         }
+
+    def _assumed_shares(self) -> str:
+        assert self.spec.mechanism is not None
+        missing = self.spec.num_clients - self.spec.mechanism.num_shares
+        if not missing:
+            return "every noise share added and none known"
+        return f"at most {missing} noise share{'s' if missing > 1 else ''} missing or known"
 
     # -- what people ask ---------------------------------------------------------------------
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -146,11 +148,14 @@ class FederationPlan:
         if self.encryption != "off":
             scheme = he.openfhe_bgv() if self.encryption == "openfhe" else he.public_key()
             stages.append(he.encrypt(scheme))
-        return Federation(
+        federation = Federation(
             model, dataset, algorithms.fed_sgd(optax.sgd(self.learning_rate, momentum=0.9)),
             chain(*stages), selection=selection.poisson_records(self.sampling_rate(dataset)),
             budget=self._budget(dataset, place) if self.private else None,
             ledger=ledger.embedded(place / "ledger.log"), folder=place / "run", seed=self.seed)
+        if folder is None:
+            weakref.finalize(federation, shutil.rmtree, place, ignore_errors=True)
+        return federation
 
     def _budget(self, dataset: data.FederatedDataset, place: Path) -> privacy.Budget:
         own = self.own_budget or self.seed is not None

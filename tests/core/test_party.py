@@ -245,11 +245,13 @@ def test_a_flood_on_standard_error_does_not_block(party):
     assert party.call("flood", megabytes=8) == "dry"
 
 
-def test_the_child_has_no_core_file_no_toolkit_no_working_directory(party):
-    found = party.call("surroundings")
+def test_the_child_has_no_core_file_no_toolkit_no_working_directory(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Party(script, name="test party", timeout_seconds=20) as party:
+        found = party.call("surroundings")
     assert found["core_file"] == [0, 0]
     assert "jax" not in found["modules"] and "fedjax_secure.core.spec" not in found["modules"]
-    assert "" not in found["path"] and os.getcwd() not in found["path"]
+    assert "" not in found["path"] and str(tmp_path) not in found["path"]
 
 
 def test_calls_from_threads_get_their_own_answers(party):
