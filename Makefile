@@ -10,6 +10,7 @@ export PYTHON
 VENV := .venv/bin
 FAST := not slow and not browser and not network and not gpu_compile
 export PYTHONPATH :=
+JOBS := 2
 
 .PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean
 
@@ -28,7 +29,7 @@ demo: ## the first federation, as a notebook; ROUNDS=50 TARGET_EPSILON=2 set its
 	@$(VENV)/python scripts/demo.py run
 
 test: setup-dev ## the fast tests
-	@$(VENV)/python -m pytest -q -m "$(FAST)"
+	@$(VENV)/python -m pytest -q -n $(JOBS) --dist loadfile -m "$(FAST)"
 
 test-all: setup-dev ## every test, also the slow ones and the browser
 	@$(VENV)/python -m pytest -q

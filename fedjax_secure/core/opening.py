@@ -96,6 +96,11 @@ class Submission:
                   self.model_digest, self.key_id, self.payload_digest)
         return b"".join(struct.pack("<I", len(field)) + field for field in fields)
 
+    @property
+    def statement_digest(self) -> bytes:
+        """SHA-256 of the signed bytes: what the client commits to on the ledger."""
+        return hashlib.sha256(self.statement()).digest()
+
     def signed(self, signer: Signer) -> Submission:
         """This submission with the client's signature."""
         return dataclasses.replace(self, signature=signer.sign(self.statement()))

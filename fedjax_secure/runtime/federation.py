@@ -42,6 +42,7 @@ from ..training import Engine, evaluate
 from .journal import Journal
 
 _COORDINATOR = "coordinator"
+Sent = tuple[Submission, bytes]  # a client's message, and the salt of its commitment
 
 #: What leaves the clients in a simulation or a record and no guarantee covers.
 OUTSIDE = (
@@ -251,11 +252,7 @@ class Federation:
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise SpecError("run", need="a number of rounds, at least 1", found=repr(rounds),
                             fix="Give rounds=20, for example.")
-        finished = self._journal.last_round()
-        if state.round != finished:
-            raise ResumeError("run", need=f"the state after round {finished}, the last finished",
-                              found=f"the state after round {state.round}",
-                              fix="Use the state that the last round returned, or init().")
+        finished = self._require_last(state)
         if self.spend is not None and rounds > finished:
             assert self.budget is not None
             spent = self._spent_rounds()
@@ -264,6 +261,15 @@ class Federation:
                 self.budget.check(self.spend, ahead)
         return self._rounds(state, rounds)
 
+    def _require_last(self, state: RoundState) -> int:
+        """The last finished round, which the state must be of: no round is run twice."""
+        finished = self._journal.last_round()
+        if state.round != finished:
+            raise ResumeError("run", need=f"the state after round {finished}, the last finished",
+                              found=f"the state after round {state.round}",
+                              fix="Use the state that the last round returned, or init().")
+        return finished
+
     def _rounds(self, state: RoundState, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
         while state.round < rounds:
             state, record = self._round(state)
@@ -271,15 +277,16 @@ class Federation:
             yield state, record
 
     def _round(self, state: RoundState) -> tuple[RoundState, RoundRecord]:
-        number, before = state.round + 1, model_digest(state.params)
+        number, before = self._require_last(state) + 1, model_digest(state.params)
         clock = _Clock()
-        kept = self._kept(number)
-        if kept is None:
-            sent, timings = self._work(state, number, before, clock)
-        else:
-            sent, timings = kept[0], dict(kept[1]["timings_seconds"])
-            self._spend_round(number)
+        sent, notes = self._kept(number)
+        if not sent:
+            sent, notes = self._work(state, number, before, clock, notes)
+        timings = dict(notes["timings_seconds"])
         clock.lap("other")
+        # The submissions are on the clients' disks and none has left: spend, then go on.
+        self._spend_round(number, notes["attempt"])
+        timings["privacy"] += clock.lap("spend")
         head = self._submit(number, sent)
         clock.lap("ledger")
         assert self._opener is not None
@@ -301,27 +308,40 @@ class Federation:
                              "ledger": clock.seconds["ledger"]},
             bytes_per_client=max(submission.num_bytes for submission, _ in sent),
             ledger_head=head)
-        self._journal.finish(new, record)
+        self._journal.finish(new, record, sent)
         return new, record
 
-    def _kept(self, number: int):
-        """What the clients sent before this round was interrupted, if it can still be opened.
+    def _kept(self, number: int) -> tuple[list[Sent], dict[str, Any]]:
+        """What the clients stored before this round was interrupted, if it can still be opened.
 
         A key holder that keeps no keys (OpenFHE's) has others after a crash. Then nobody can open
-        what was sent, nothing of it was released, and the clients encrypt again.
+        what was sent, nothing of it was released, and the clients encrypt again under the same
+        spend.
         """
         assert self._opener is not None
         kept = self._journal.sent(number)
-        if kept is None or self._opener.opened(number) is not None:
-            return kept
-        if all(submission.key_id == self._opener.key_id for submission, _ in kept[0]):
-            return kept
+        if kept is None:
+            return [], {"attempt": self._attempts(number)}
+        sent, notes = kept
+        opened = self._opener.opened(number) is not None
+        if opened or all(submission.key_id == self._opener.key_id for submission, _ in sent):
+            return sent, notes
         if self.ledger is not None and self.ledger.num_submissions(number):
             self.ledger.reopen_round(self._coordinator, number)
         self._journal.forget_sent(number)
-        return None
+        return [], {"attempt": notes["attempt"]}
 
-    def _work(self, state, number, before, clock):
+    def _attempts(self, number: int) -> int:
+        """How often this round was paid for although nothing of it is left here.
+
+        That happens when files of the run were lost or removed. What it released then is not known,
+        so the round counts again. A simulation's bytes are the same again, and count once.
+        """
+        if self.budget is None or self.source.mode == "seeded":
+            return 0
+        return self._spent_rounds().count(number)
+
+    def _work(self, state, number, before, clock, notes) -> tuple[list[Sent], dict[str, Any]]:
         """What the clients do: train, protect, sign; stored before any of it is sent."""
         clients = self.data.clients
         cohort = self.selection.draw(self.source, number, clients, self.data.offsets)
@@ -334,7 +354,6 @@ class Federation:
         clock.lap("train")
         elements, finite = jax.block_until_ready(self._encode(self._states, keys, work.values))
         require_finite(np.asarray(finite), clients, f"round {number}")
-        self._spend_round(number)
         clock.lap("privacy")
         payloads = jax.block_until_ready(self._seal(self._states, keys, elements))
         wire = self.aggregation.to_wire(self._states, payloads, self._setting)
@@ -343,8 +362,9 @@ class Federation:
                 for client, payload, alive in everyone if alive]
         clock.lap("encrypt")
         timings = {name: clock.seconds[name] for name in ("train", "privacy", "encrypt")}
-        self._journal.store_sent(number, sent, {"timings_seconds": timings})
-        return sent, timings
+        notes = {**notes, "timings_seconds": timings}
+        self._journal.store_sent(number, sent, notes)
+        return sent, notes
 
     def _sign(self, client: str, number: int, before: bytes, payload: bytes):
         assert self._opener is not None
@@ -353,31 +373,30 @@ class Federation:
         salt = self.source.key("salt", round=number, client=client)
         return submission.signed(self._signers[client]), salt
 
-    def _spent_rounds(self) -> set[int | None]:
-        """Rounds of this run that the budget holds, since it was last reset."""
+    def _spent_rounds(self) -> list[int | None]:
+        """Rounds of this run that the budget holds, since it was last reset, one entry a spend."""
         assert self.budget is not None
-        spent: set[int | None] = set()
+        spent: list[int | None] = []
         for entry in self.budget.entries():
             if entry.kind == "reset":
                 spent.clear()
             elif entry.run_id == self.run_id:
-                spent.add(entry.round)
+                spent.append(entry.round)
         return spent
 
-    def _spend_round(self, number: int) -> None:
+    def _spend_round(self, number: int, attempt: int) -> None:
         if self.spend is not None:
             assert self.budget is not None
-            self.budget.spend(self.run_id, number, self.spend)
+            self.budget.spend(self.run_id, number, self.spend, attempt=attempt)
 
     def _submit(self, number: int, sent) -> str:
         if self.ledger is None:
             return ""
         with self.ledger.batch():
             for submission, salt in sent:
-                digest = hashlib.sha256(submission.statement()).digest()
                 # Repeating a submission that the ledger has taken appends nothing.
                 self.ledger.submit_update(self._accounts[submission.client], number,
-                                          commit(digest, salt))
+                                          commit(submission.statement_digest, salt))
         return self.ledger.head
 
     def _confirm(self, number: int, after: bytes) -> str:
@@ -473,10 +492,11 @@ class _Clock:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str) -> float:
         now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
+        elapsed, self._last = now - self._last, now
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+        return elapsed
 
 
 def _label(mode: str) -> str:

@@ -7,6 +7,8 @@ A run's folder holds
 - ``sent-NNNNNN.msgpack``: the signed submissions of a round, written before anything leaves a
   client, so that a resumed round sends the same bytes and nothing is released twice;
 - ``state-NNNNNN.msgpack``: the finished round's state and record in one file;
+- ``records.jsonl`` and ``commitments.jsonl``: the records so far, and what opens each client's
+  commitment on the ledger (the salt, and the digest of its signed statement), for that client;
 - ``opener/``: the key holder's own folder, which the journal never reads.
 
 Every file is written to a temporary name, synced and renamed: whole or absent, never half.
@@ -106,18 +108,18 @@ class Journal:
     # -- what a round sent -------------------------------------------------------------------
 
     def store_sent(self, round: int, sent: Sequence[tuple[Submission, bytes]],
-                   metrics: Mapping[str, Any]) -> None:
+                   notes: Mapping[str, Any]) -> None:
         """Keep a round's submissions and the salts of their commitments, before they are sent."""
         rows = [[s.client, s.run, s.round, s.model_digest, s.key_id, s.payload, s.signature, salt]
                 for s, salt in sent]
-        write_durably(self._sent(round), msgpack.packb({"sent": rows, "metrics": dict(metrics)}))
+        write_durably(self._sent(round), msgpack.packb({"sent": rows, "notes": dict(notes)}))
 
     def sent(self, round: int) -> tuple[list[tuple[Submission, bytes]], dict[str, Any]] | None:
-        """A round's stored submissions, salts and metrics; None if nothing was sent yet."""
+        """A round's stored submissions, salts and notes; None if nothing was sent yet."""
         if not self._sent(round).exists():
             return None
         stored = self._read(self._sent(round))
-        return [(Submission(*row[:7]), row[7]) for row in stored["sent"]], stored["metrics"]
+        return [(Submission(*row[:7]), row[7]) for row in stored["sent"]], stored["notes"]
 
     def forget_sent(self, round: int) -> None:
         """Drop a round's submissions, which nobody can open any more."""
@@ -125,13 +127,19 @@ class Journal:
 
     # -- what a round left -------------------------------------------------------------------
 
-    def finish(self, state: RoundState, record: RoundRecord) -> None:
+    def finish(self, state: RoundState, record: RoundRecord,
+               sent: Sequence[tuple[Submission, bytes]]) -> None:
         """Keep a finished round; its submissions and the state before the last go."""
         leaves = [_pack_array(leaf) for leaf in jax.tree.leaves(state._replace(round=0))]
         content = {"leaves": leaves, "round": state.round, "record": record.to_json()}
         write_durably(self._state(state.round), msgpack.packb(content))
         with open(self.folder / "records.jsonl", "a") as file:
             file.write(record.to_json() + "\n")
+        with open(self.folder / "commitments.jsonl", "a", opener=_open_private) as file:
+            for submission, salt in sent:
+                file.write(json.dumps({
+                    "round": state.round, "client": submission.client, "salt": salt.hex(),
+                    "statement": submission.statement_digest.hex()}) + "\n")
         self._sent(state.round).unlink(missing_ok=True)
         self._state(state.round - 2).unlink(missing_ok=True)
 
@@ -196,6 +204,10 @@ class Journal:
         return ResumeError("resuming", need=f"a readable {path.name}", found="a damaged file",
                            fix=f"Restore it from a backup, or start a new run outside "
                                f"{os.fspath(self.folder)}.")
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _pack_array(leaf: Any) -> list:

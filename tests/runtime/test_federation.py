@@ -89,6 +89,43 @@ def test_the_ledger_verifies_offline_and_binds_the_models(finished):
         assert federation.ledger.model_digest(record.round).hex() == record.model_after
 
 
+def test_each_commitment_can_be_opened_by_its_client(finished):
+    federation, _, folder = finished
+    kept = [json.loads(line) for line in
+            (folder / "run" / "commitments.jsonl").read_text().splitlines()]
+    assert len(kept) == 3 * 4
+    on_ledger = [event.args["commitment"] for event in federation.ledger.events()
+                 if event.name == "UpdateSubmitted"]
+    opened = [fs.ledger.commit(bytes.fromhex(row["statement"]), bytes.fromhex(row["salt"]))
+              for row in kept]
+    assert opened == on_ledger
+    assert (folder / "run" / "commitments.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_a_round_whose_files_were_removed_counts_again(tmp_path):
+    plan = _plan(seed=None, rounds=2, encryption="off")
+    _, _ = _finish(plan, tmp_path, rounds=1)
+    for pattern in ("state-*", "opener/*", "records.jsonl"):
+        for path in (tmp_path / "run").glob(pattern):
+            path.unlink()
+    (tmp_path / "ledger.log").unlink()
+    (tmp_path / "ledger.log.checkpoint").unlink()
+    with plan.build(tmp_path) as federation:
+        next(federation.run(federation.init(), rounds=1))
+        assert [(entry.round, entry.attempt) for entry in federation.budget.entries()] == [
+            (1, 0), (1, 1)]
+
+
+def test_two_runs_of_one_federation_do_not_release_a_round_twice():
+    with _plan(rounds=2).build() as federation:
+        state = federation.init()
+        first, second = federation.run(state, rounds=2), federation.run(state, rounds=2)
+        next(first)
+        with pytest.raises(ResumeError, match="after round 1"):
+            next(second)
+        assert [entry.round for entry in federation.budget.entries()] == [1]
+
+
 def test_a_finished_run_has_nothing_left_to_do_and_goes_on_when_asked(tmp_path):
     plan = _plan(rounds=2)
     short, _ = _finish(plan, tmp_path, rounds=1)
