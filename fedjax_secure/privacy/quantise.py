@@ -34,7 +34,7 @@ def rounded_l2_bound(l2_bound: float, dim: int) -> float:
         4098.63
 
     Source:
-        Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Proposition 26 and Algorithm 1.
+        Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 (the norm of a rounding).
     """
     root = math.sqrt(dim)
     spread = math.sqrt(2.0 * math.log(1.0 / _REJECTION)) * (l2_bound + root / 2.0)
