@@ -9,10 +9,13 @@ import jax
 
 from fedjax_kernels import discrete_gaussian as kernel
 
-from ..core import Mechanism, Spec, Stage, Stream
+from ..core import Mechanism, Spec, Stage, Static, Stream
 from ..core.stage import need
 from .accounting import DiscreteGaussianSum, share_stddev_for
 
+#: The widest part of a share: the widest table, less room for the rounding of its stddev.
+_PART_STDDEV = 0.999 * kernel.MAX_SIGMA
+_MOST_PARTS = 1024
 
 def discrete_gaussian(noise_multiplier: float, *, missing_shares: int = 0) -> Stage:
     """Add one client's share of discrete Gaussian noise to its integers.
@@ -33,19 +36,22 @@ def discrete_gaussian(noise_multiplier: float, *, missing_shares: int = 0) -> St
         The sum of the shares of any ``num_clients - missing_shares`` clients hides one unit as
         well as a continuous Gaussian of ``noise_multiplier`` times the unit's L2 sensitivity on
         the integers, up to the slack that ``Mechanism`` carries and the accountant adds. Noise is
-        integer, exact to the sampler's stated total variation, and never clamped.
+        integer, exact to the sampler's stated total variation, and never clamped. A share wider
+        than the sampler's table allows is the sum of equal independent parts, and is accounted as
+        that sum.
 
     Raises:
-        SpecError: the values are not integers, no share would be left, a share is too narrow, or
-            the ring has no room for the noise.
+        SpecError: the values are not integers, no share would be left, a share is too narrow or
+            too wide, or the ring has no room for the noise.
 
     Example:
         >>> discrete_gaussian(noise_multiplier=1.0, missing_shares=1).name
         'discrete_gaussian'
 
     Source:
-        Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 and Theorem 1;
-        Canonne, Kamath, Steinke 2020, arXiv 2004.00010, Definition 1.
+        Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 and Theorem 1 (which covers the
+        sum of all parts of all shares alike); Canonne, Kamath, Steinke 2020, arXiv 2004.00010,
+        Definition 1.
     """
     name = "discrete_gaussian"
     need(math.isfinite(noise_multiplier) and noise_multiplier > 0, name,
@@ -65,10 +71,13 @@ def discrete_gaussian(noise_multiplier: float, *, missing_shares: int = 0) -> St
         need(shares >= 1, name, "at least one share left",
              f"{spec.num_clients} clients with missing_shares={missing_shares}",
              "Lower missing_shares.")
-        stddev = share_stddev_for(noise_multiplier, unit_l2=spec.l2_bound, dim=spec.dim,
-                                  honest_shares=shares)
-        table = kernel.table(stddev)
-        summed = DiscreteGaussianSum(share_stddev=stddev, num_shares=shares,
+        parts = _parts(share_stddev_for(noise_multiplier, unit_l2=spec.l2_bound, dim=spec.dim,
+                                        honest_shares=shares))
+        part_stddev = share_stddev_for(noise_multiplier, unit_l2=spec.l2_bound, dim=spec.dim,
+                                       honest_shares=shares * parts)
+        stddev = part_stddev * math.sqrt(parts)
+        table = kernel.table(part_stddev)
+        summed = DiscreteGaussianSum(share_stddev=part_stddev, num_shares=shares * parts,
                                      unit_l2=spec.l2_bound, dim=spec.dim,
                                      total_variation=float(table.total_variation))
         mechanism = Mechanism(
@@ -82,11 +91,24 @@ def discrete_gaussian(noise_multiplier: float, *, missing_shares: int = 0) -> St
         need(2.0 * reach < spec.modulus, name,
              f"2 * (sum + noise) below the ring's {spec.modulus}", f"{2.0 * reach:.0f}",
              "Raise quantise(bits=...) or lower its scale.")
-        return {"table": table}, changed
+        return {"table": table, "parts": Static(parts)}, changed
 
     def client(state: Any, stream: Stream, value: jax.Array) -> jax.Array:
         count = value.shape[0]
-        words = stream.words(kernel.WORDS_PER_DRAW * count)
-        return value + kernel.sample(state["table"], words.reshape(-1, count))
+
+        def add_part(part: Any, total: jax.Array) -> jax.Array:
+            words = stream.words(kernel.WORDS_PER_DRAW * count, draw=part)
+            return total + kernel.sample(state["table"], words.reshape(-1, count))
+
+        return jax.lax.fori_loop(0, state["parts"].value, add_part, value)
 
     return Stage(name, init, client)
+
+
+def _parts(stddev: float) -> int:
+    """How many equal parts a share takes, each narrow enough for the sampler's table."""
+    parts = math.ceil((stddev / _PART_STDDEV) ** 2)
+    need(parts <= _MOST_PARTS, "discrete_gaussian",
+         f"shares of stddev up to {_PART_STDDEV * math.sqrt(_MOST_PARTS):.0f} integer units",
+         f"{stddev:.0f}", "Lower quantise(scale=...), or lower noise_multiplier.")
+    return max(parts, 1)

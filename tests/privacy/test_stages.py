@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_secure as fs
-from fedjax_secure.core import SeededSource, Spec, Stream
+from fedjax_secure.core import SeededSource, Spec, SpecError, Stream
 from fedjax_secure.core.randomness import device_keys
 from fedjax_secure.privacy.quantise import norm_within, rounded_l2_bound, stochastic_round
 
@@ -111,3 +111,32 @@ def test_summed_shares_have_the_stated_spread():
     assert np.abs(total).max() <= spec.noise_tail()
     correlations = np.corrcoef(signed)[np.triu_indices(4, 1)]
     assert np.abs(correlations).max() < 5 / math.sqrt(spec.dim)
+
+
+def _wide_noise(noise_multiplier, dim=20_000, clients=4, bits=31):
+    aggregation = fs.chain(fs.privacy.clip(1.0), fs.privacy.quantise(bits=bits, scale=4096.0),
+                           fs.privacy.discrete_gaussian(noise_multiplier, missing_shares=1))
+    spec = Spec(dim=dim, num_clients=clients, num_records=100, denominator=1.0)
+    return aggregation, *aggregation.init(spec)
+
+
+def test_shares_wider_than_the_table_are_sums_of_parts():
+    aggregation, states, spec = _wide_noise(12.0)
+    share = spec.mechanism.share_stddev
+    assert share > 20_000  # two tables' worth and more
+    keys = device_keys([SeededSource(6).key("x", client=str(c)) for c in range(4)])
+    elements, _ = jax.jit(aggregation.encode)(states, keys, np.zeros((4, spec.dim), np.float32))
+    modulus = spec.modulus
+    signed = (np.asarray(elements).astype(np.int64) + modulus // 2) % modulus - modulus // 2
+    for noise in signed:
+        # As above: five standard deviations of a sample variance, false alarms below 1e-6. Parts
+        # that shared a keystream would add up to several times the variance.
+        assert noise.var() == pytest.approx(share**2, rel=5 * 0.01)
+    assert signed.sum(axis=0).var() == pytest.approx(spec.noise_stddev**2, rel=5 * 0.01)
+    assert spec.mechanism.num_shares == 3
+    assert spec.mechanism.noise_multiplier >= 12.0
+
+
+def test_noise_too_wide_is_refused_with_the_fix():
+    with pytest.raises(SpecError, match="Lower quantise"):
+        _wide_noise(300.0)
