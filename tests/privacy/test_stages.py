@@ -140,3 +140,19 @@ def test_shares_wider_than_the_table_are_sums_of_parts():
 def test_noise_too_wide_is_refused_with_the_fix():
     with pytest.raises(SpecError, match="Lower quantise"):
         _wide_noise(300.0)
+
+
+@pytest.mark.parametrize("l2_bound", [1e-13, 1e-24, 1e13, 1e30, math.inf, math.nan, -1.0, 0])
+def test_a_clipping_norm_whose_float_squares_vanish_is_refused(l2_bound):
+    # At 1e-24 the squares of float32 are zero, and a vector a hundred times longer passed.
+    with pytest.raises(SpecError, match="l2_bound from"):
+        fs.privacy.clip(l2_bound)
+
+
+@pytest.mark.parametrize("l2_bound", [1e-12, 1e12])
+@pytest.mark.parametrize("times", [1e-3, 1.0, 1e3, 1e6])
+def test_the_smallest_and_the_largest_clipping_norm_hold(l2_bound, times):
+    vector = jnp.full(1000, l2_bound * times / math.sqrt(1000), jnp.float32)
+    clipped = np.asarray(fs.privacy.clip(l2_bound).client((), None, vector), np.float64)
+    assert np.linalg.norm(clipped) <= l2_bound * (1 + 1007 / 2**25)
+    assert np.linalg.norm(clipped) >= min(times, 1.0) * l2_bound * (1 - 1e-5)
