@@ -42,9 +42,9 @@ lint: setup-dev ## ruff and pyright
 	@$(VENV)/ruff check .
 	@$(VENV)/pyright --pythonpath $(VENV)/python
 
-lab: ## JupyterLab in the notebooks folder
+lab: ## JupyterLab in the notebooks folder; ARGS="--no-browser --allow-root" passes options on
 	@scripts/setup.sh notebook
-	@$(VENV)/jupyter lab --notebook-dir=notebooks
+	@$(VENV)/jupyter lab --notebook-dir=notebooks $(ARGS)
 
 openfhe: setup ## try again to make OpenFHE's environment
 	@$(VENV)/python scripts/openfhe_env.py

@@ -194,15 +194,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--no-html", action="store_true", help="write no report")
     run.add_argument("--no-progress", action="store_true", help="show no progress bar")
     options = parser.parse_args(arguments)
+    output: Path | None = None
     try:
         if options.command == "parameters":
             _print_parameters(options.notebook, dict(options.given))
         else:
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            output = options.output or Path("runs") / f"{options.notebook.stem}-{stamp}.ipynb"
             result = execute(
                 options.notebook,
                 dict(options.given),
-                output=options.output or Path("runs") / f"{options.notebook.stem}-{stamp}.ipynb",
+                output=output,
                 html=not options.no_html,
                 progress=not options.no_progress,
             )
@@ -210,6 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ParameterError, NotebookError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ParameterError) else 1
+    except KeyboardInterrupt:
+        kept = f"; the notebook as far as it ran is {output}" if output and output.exists() else ""
+        print(f"\ninterrupted{kept}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -243,8 +249,8 @@ def _run_cells(
         return NotebookError(
             f"notebook {notebook.name}",
             need="every cell to run",
-            found=f"{error.ename}: {error.evalue} in cell {error.exec_count}"
-            f" ({_first_line(error.source)})",
+            found=f"an error in cell {error.exec_count} ({_first_line(error.source)}): "
+            f"{error.ename}: {error.evalue.rstrip('.')}",
             fix=kept,
         )
     except nbclient.exceptions.DeadKernelError:

@@ -225,7 +225,7 @@ def test_a_failing_notebook_keeps_what_ran_and_says_where(tmp_path):
     with pytest.raises(notebook.NotebookError) as caught:
         notebook.execute(plan, output=output, progress=False)
     message = str(caught.value)
-    assert "ValueError: too few in cell 3 (`x = 1`)" in message
+    assert "an error in cell 3 (`x = 1`): ValueError: too few." in message
     assert str(output) in message
     outputs = [cell.get("outputs") for cell in nbformat.read(output, as_version=4).cells]
     assert any("reached" in json.dumps(output) for output in outputs)
