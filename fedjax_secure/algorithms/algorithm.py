@@ -36,6 +36,7 @@ class Algorithm(NamedTuple):
         one_step: each client takes one step at the global model, so its records can be clipped
             one by one.
         batch_size: how many examples the engine takes at once.
+        settings: what else the clients' work depends on, as text: another text is another run.
         local: ``(engine, params, cohort, keys [clients, 8], aggregation, states, source) ->
             Work``: the clients' work.
     """
@@ -45,4 +46,5 @@ class Algorithm(NamedTuple):
     direction: float
     one_step: bool
     batch_size: int
+    settings: str
     local: Callable[[Engine, Any, Cohort, np.ndarray, Aggregation, States, Source], Work]

@@ -65,4 +65,5 @@ def fed_avg(
             deltas = deltas * jnp.asarray(weights, jnp.float32)[:, None]
         return Work(deltas, np.asarray(trained.nonfinite))
 
-    return Algorithm("fed_avg", server or optax.sgd(1.0), -1.0, False, batch_size, local)
+    settings = f"{learning_rate=}, {local_epochs=}, {batch_size=}, {weighted=}"
+    return Algorithm("fed_avg", server or optax.sgd(1.0), -1.0, False, batch_size, settings, local)

@@ -42,7 +42,7 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
         sums = engine.record_sums(params, cohort.indices, keys, encode, dtype, states=states)
         return Work(sums.values, np.asarray(sums.nonfinite))
 
-    return Algorithm("fed_sgd", server, 1.0, True, 1, local)
+    return Algorithm("fed_sgd", server, 1.0, True, 1, "", local)
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,14 +13,23 @@ from .errors import (
     SpecError,
     UpdateError,
 )
-from .opening import ClearOpener, OnceOpener, Opened, Opener, Setting, Signer, Submission
+from .opening import (
+    ClearOpener,
+    InvalidSum,
+    OnceOpener,
+    Opened,
+    Opener,
+    Setting,
+    Signer,
+    Submission,
+)
 from .randomness import SecureSource, SeededSource, Source, Stream, source
 from .record import RoundRecord, model_digest
 from .spec import Mechanism, Sampling, Spec, ThreatModel
 from .stage import Aggregation, Stage, Static, chain
 
 __all__ = [
-    "Aggregation", "BudgetError", "ClearOpener", "Cohort", "DataError", "LedgerError",
+    "Aggregation", "BudgetError", "ClearOpener", "Cohort", "DataError", "InvalidSum", "LedgerError",
     "Mechanism", "OnceOpener", "Opened", "Opener", "OpeningError", "ParameterError", "PartyError",
     "ResumeError", "RoundRecord", "RoundState", "Sampling", "SecureFederationError",
     "SecureSource", "SeededSource", "Setting", "Signer", "Source", "Spec", "SpecError", "Stage",

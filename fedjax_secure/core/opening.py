@@ -148,10 +148,19 @@ class Opened:
                               ).digest()
 
 
+class InvalidSum(OpeningError):
+    """What was opened is not a sum of well-formed values: some client did not encode as planned.
+
+    Raised after the private key was used. Whether a sum is valid tells something about the key, so
+    the round is used up: no other set of submissions is opened for it.
+    """
+
+
 class Opener(Protocol):
     """Opens one sum a round; see :class:`OnceOpener` for the checks every opener makes."""
 
     key_id: bytes
+    keeps_key: bool
 
     def open(self, round: int, model_digest: bytes, submissions: Sequence[Submission]) -> Opened:
         """Check, sum and open."""
@@ -172,8 +181,10 @@ class OnceOpener:
     Args:
         setting: the run, its roster, the minimum of clients, and the folder for results.
         key_id: what submissions must name as the key they were encrypted under.
-        open_payloads: ``list[bytes] -> total``; sums the payloads itself and opens the sum.
+        open_payloads: ``list[bytes] -> total``; sums the payloads itself and opens the sum. Raises
+            OpeningError for what it refuses to open, and InvalidSum for what it should not have.
         on_close: called once by :meth:`close`.
+        keeps_key: whether the private key outlives this object, in the setting's folder.
 
     Guarantees:
         Nothing is opened unless every submission is signed by a client of the roster, for this
@@ -191,10 +202,12 @@ class OnceOpener:
         open_payloads: Callable[[list[bytes]], np.ndarray],
         *,
         on_close: Callable[[], None] | None = None,
+        keeps_key: bool = True,
     ):
-        self.setting, self.key_id = setting, key_id
+        self.setting, self.key_id, self.keeps_key = setting, key_id, keeps_key
         self._open_payloads, self._on_close = open_payloads, on_close
         self._results: dict[int, Opened] = {}
+        self._failed: set[int] = set()
         if setting.folder is not None:
             setting.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -214,14 +227,24 @@ class OnceOpener:
         clients = tuple(submission.client for submission in ordered)
         digest = hashlib.sha256(b"".join(s.statement() + s.signature for s in ordered)).digest()
         before = self.opened(round)
-        if before is not None and before.submissions_digest == digest:
+        bound = all(submission.model_digest == model_digest for submission in ordered)
+        if before is not None and before.submissions_digest == digest and bound:
             return before  # the very statements and signatures that were checked then
         self._check(where, round, model_digest, ordered)
         if before is not None:
             raise OpeningError(
                 where, need="a round that has not been opened", fix="Use the stored result.",
                 found="another set of submissions for a round that was opened already")
-        total = np.asarray(self._open_payloads([submission.payload for submission in ordered]))
+        if self._has_failed(round):
+            raise OpeningError(
+                where, need="a round whose opening has not failed", found="one that is used up, "
+                "because its sum was invalid", fix="Begin a new run, with a new key, without the "
+                "client that did not encode as planned.")
+        try:
+            total = np.asarray(self._open_payloads([s.payload for s in ordered]))
+        except InvalidSum:
+            self._fail(round)
+            raise
         opened = Opened(round, total, clients, digest)
         self._store(opened)
         return opened
@@ -279,6 +302,18 @@ class OnceOpener:
     def _path(self, round: int) -> Path:
         assert self.setting.folder is not None
         return self.setting.folder / f"opened-{round:06d}.msgpack"
+
+    def _failed_path(self, round: int) -> Path:
+        return self._path(round).with_suffix(".failed")
+
+    def _has_failed(self, round: int) -> bool:
+        stored = self.setting.folder is not None and self._failed_path(round).exists()
+        return stored or round in self._failed
+
+    def _fail(self, round: int) -> None:
+        if self.setting.folder is not None:
+            write_durably(self._failed_path(round), b"invalid sum\n")
+        self._failed.add(round)
 
     def _store(self, opened: Opened) -> None:
         if self.setting.folder is not None:

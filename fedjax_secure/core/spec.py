@@ -252,8 +252,8 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
     opens = ("Simulation on one machine: this process sees everything. The sentences below hold "
              f"when each {client} runs in its own place.")
     if spec.mode == "seeded":
-        opens += (" Seeded: whoever knows the seed can remove the noise and open every ciphertext;"
-                  " every epsilon is a simulation's.")
+        opens += (" Seeded: whoever knows the seed knows every secret drawn from it, such as coins,"
+                  " noise and keys; every epsilon is a simulation's.")
     if spec.readable:
         noised = spec.mechanism is not None
         server = (f"each {client}'s own update" +
@@ -269,6 +269,10 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         f"no {unit} is in two {client}s." if spec.unit == "record" else "",
         f"the number of {unit}s and the expected batch are public constants.",
     ]
+    if not spec.readable:
+        assumptions.append(
+            f"no {client} sees another's ciphertext before it has committed to its own: one that "
+            "deviates could cancel the others' values and noise out of the sum.")
     if spec.mechanism is None:
         guarantee = f"no differential privacy: the models may reveal single {unit}s."
     else:
@@ -279,13 +283,16 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
             f"differential privacy for each {name} (adjacency: one {name} added or removed), "
             f"noise multiplier {spec.mechanism.noise_multiplier:.4g} on the sum, "
             f"sampling rate {rate:.4g} a round, against anyone who sees the sums and the models"
-            + (f", with up to {missing} noise share missing or known to the attacker."
-               if missing == 1 else
-               f", with up to {missing} noise shares missing or known to the attacker."
-               if missing else ", if every share is added and none is known.")
+            + (f", with up to {missing} noise share{'s' if missing > 1 else ''} missing or known "
+               f"to the attacker (each {client} knows its own)." if missing else
+               f", if every share is added and none is known: not against a {client}, which knows "
+               "its own.")
         )
         assumptions.append(f"each {client} clips, rounds and adds its noise share as the "
                            "protocol says.")
+        if spec.unit == "client":
+            assumptions.append(f"a {client} that is removed still adds its noise share, and the "
+                               f"counts of other {client}s' {unit}s are public.")
         if spec.sampling and spec.sampling.kind == "poisson":
             assumptions.append(f"nobody but the {client} learns which {unit}s a round drew.")
     return ThreatModel(

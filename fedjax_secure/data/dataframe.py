@@ -30,6 +30,7 @@ def from_dataframe(
     unit: str = "record",
     name: str = "dataframe",
     card: str = "",
+    population: str = "",
 ) -> FederatedDataset:
     """Makes a federated dataset of a table: one row a record, one column names the client.
 
@@ -62,6 +63,8 @@ def from_dataframe(
         unit: what one row stands for, e.g. ``"patient"``: what privacy protects.
         name: what the dataset is called.
         card: provenance and licence, as text; the constants used are added to it.
+        population: a name for the people behind the table. Give it, and the same one for every
+            encoding and every later version of the table: they then share one privacy budget.
 
     Returns:
         A `FederatedDataset`; clients are in sorted order, or in that of their category dtype.
@@ -157,6 +160,7 @@ def from_dataframe(
         classes=class_names,
         unit=unit,
         client_unit=str(client),
+        population=population,
         card=_card(card, columns, classes_found, may_be_missing is None, test_fraction, seed),
     )
 

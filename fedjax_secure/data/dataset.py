@@ -50,6 +50,8 @@ class FederatedDataset:
         classes: one name for each class.
         unit: what one record stands for, and so what privacy protects, e.g. ``"patient"``.
         client_unit: what one client is, for texts, e.g. ``"hospital"``.
+        population: a name for the people behind the records. All datasets of one population,
+            however encoded or split, share one privacy budget. Empty: the records are the name.
         card: provenance, licence, cleaning rules, public constants and citations, as text.
 
     Raises:
@@ -81,6 +83,7 @@ class FederatedDataset:
     unit: str = "record"
     card: str = field(default="")
     client_unit: str = "client"
+    population: str = ""
 
     def __post_init__(self):
         for name in ("clients", "feature_names", "classes"):
@@ -184,12 +187,17 @@ class FederatedDataset:
 
     @cached_property
     def population_fingerprint(self) -> str:
-        """sha256 (hex) of the records of each client in any order, training and held-out together.
+        """sha256 (hex) of the population's name, or else of the records of each client.
+
+        Without a name it covers each client's records in any order, training and held-out together.
 
         Another split of the same records has the same population fingerprint. A privacy budget
         belongs to this one: a new split does not give the patients a new budget. The caution
         of `fingerprint` holds here too.
         """
+        if self.population:
+            named = f"fedjax_secure population 1\n{self.population}"
+            return hashlib.sha256(named.encode()).hexdigest()
         digest = self._digest_of_meaning()
         for c in range(self.num_clients):
             train = slice(self.offsets[c], self.offsets[c + 1])
@@ -226,6 +234,7 @@ class FederatedDataset:
             classes=self.classes,
             unit=self.unit,
             client_unit=self.client_unit,
+            population=self.population,
             card=self.card,
         )
 
@@ -342,11 +351,12 @@ def from_records(
     unit: str,
     card: str,
     client_unit: str = "client",
+    population: str = "",
 ) -> FederatedDataset:
     """Groups encoded records by client, splits each client, and builds the dataset.
 
     Args:
-        name, feature_names, classes, unit, client_unit, card: as in `FederatedDataset`.
+        name, feature_names, classes, unit, client_unit, population, card: as in `FederatedDataset`.
         client_names: the clients' ids, in the order of the dataset.
         client: ``[records] int``, the number of each record's client.
         x: ``[records, features]``, encoded features.
@@ -379,5 +389,6 @@ def from_records(
         classes=tuple(classes),
         unit=unit,
         client_unit=client_unit,
+        population=population,
         card=card,
     )

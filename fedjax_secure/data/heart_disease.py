@@ -139,6 +139,7 @@ def heart_disease(*, test_fraction: float = 0.2, seed: int = 0) -> FederatedData
         classes=CLASSES,
         unit="patient",
         client_unit="hospital",
+        population="UCI heart disease: Cleveland, Hungary, Switzerland, VA Long Beach",
         card=CARD,
     )
 

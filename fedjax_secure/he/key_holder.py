@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_kernels import rlwe
 
-from ..core import OnceOpener, OpeningError, ResumeError, Setting, UpdateError
+from ..core import InvalidSum, OnceOpener, OpeningError, ResumeError, Setting, UpdateError
 from ..core.opening import write_durably
 from ..core.randomness import KEY_BYTES, host_words
 from . import wire
@@ -37,6 +37,10 @@ class KeyHolder(OnceOpener):
         One sum a round is opened, of at least ``min_clients`` distinct registered clients, each
         ciphertext signed for this run, round, model and key, none given twice. Neither ``repr`` nor
         an error shows a secret. It can decrypt a single client's ciphertext, and is trusted not to.
+
+    Assumes:
+        Clients encrypt as planned. Whether a sum that was made otherwise is valid tells something
+        about the key: the first invalid sum uses its round up.
 
     Raises:
         ResumeError: the folder holds a key of other parameters, or a damaged one.
@@ -92,11 +96,11 @@ class KeyHolder(OnceOpener):
             total = part if total is None else rlwe.add(params, total, part)
         opened = rlwe.decrypt(params, self._secret_key, total, packing.encoding)
         if not bool(opened.valid):
-            raise OpeningError(
+            raise InvalidSum(
                 where,
                 need="a sum within the planned lanes",
                 found="bits above them: a client did not encrypt as planned",
-                fix="Leave clients out one by one in a new round to find it.",
+                fix="Begin a new run, with a new key, and find that client.",
             )
         return packing.unpack(np.asarray(opened.lanes), len(payloads))
 

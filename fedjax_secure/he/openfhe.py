@@ -355,9 +355,10 @@ class OpenFheBgv:
 
     def opener_text(self, spec: Spec) -> str:
         """Who opens the sum, for the threat model."""
-        return (f"one key holder (OpenFHE BGV, 128-bit security), whose secret key stays in a "
-                f"process of its own. It opens sums of {spec.min_clients} or more "
-                f"{spec.client_name}s only, and is trusted not to open one {spec.client_name}'s "
+        return ("one key holder (OpenFHE BGV, 128-bit security), whose secret key stays in a "
+                f"process of its own. That process opens any sum of {spec.min_clients} or more "
+                "distinct ciphertexts; signatures, and one opening a round, are checked by the "
+                f"process that starts it. It is trusted not to open one {spec.client_name}'s "
                 "ciphertext; whoever breaks into it can.")
 
     def generate(self, plan: Plan, spec: Spec, setting: Setting) -> tuple[Any, OnceOpener]:
@@ -383,7 +384,7 @@ class OpenFheBgv:
             encryptor.close()
             holder.close()
 
-        opener = OnceOpener(setting, holder.key_id, open_payloads, on_close=close)
+        opener = OnceOpener(setting, holder.key_id, open_payloads, on_close=close, keeps_key=False)
         # The key's id as words, so that a new key does not compile the round anew.
         return {"key_id": jnp.asarray(np.frombuffer(holder.key_id, "<u4"))}, opener
 

@@ -81,11 +81,12 @@ def encrypt(scheme: Scheme) -> Stage:
              "Put quantise(...) before it.")
         need(spec.modulus is not None, "encrypt", "a ring to sum in", "no modulus",
              "Put quantise(bits=...) before it.")
+        need(spec.num_clients >= 2, "encrypt", "at least two clients", "one",
+             "A sum of one client's value is that value: leave encrypt(...) out.")
         plan = scheme.plan(spec)
-        # A sum of one client's value would be that client's value.
         changed = spec.replace(dtype="ciphertext", readable=False,
-                               opener=scheme.opener_text(spec),
-                               min_clients=max(spec.min_clients, min(2, spec.num_clients)))
+                               min_clients=max(spec.min_clients, 2))
+        changed = changed.replace(opener=scheme.opener_text(changed))
         return {"plan": Static(plan), "modulus": Static(spec.modulus), "keys": None}, changed
 
     def setup(state: Any, spec: Spec, setting: Setting) -> tuple[Any, Opener]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -145,10 +147,11 @@ class Federation:
             dim=self.model.dim, num_clients=clients, num_records=records, denominator=denominator,
             min_clients=min_clients or 1, sampling=sampling, mode=self.source.mode,
             unit_name=self.data.unit, client_name=self.data.client_unit)
-        states, spec = self.aggregation.init(spec)
-        if min_clients is None and spec.mechanism is None:
-            spec = spec.replace(min_clients=clients)
-        return spec, states
+        states, chained = self.aggregation.init(spec)
+        if min_clients is None and chained.mechanism is None:
+            # No noise that says how many shares it needs: a sum of fewer would tell more.
+            states, chained = self.aggregation.init(spec.replace(min_clients=clients))
+        return chained, states
 
     def _spend(self) -> Spend | None:
         mechanism, sampling = self.spec.mechanism, self.spec.sampling
@@ -159,6 +162,11 @@ class Federation:
                 "a federation that adds noise", need="a budget to spend from",
                 found="none", fix="Pass budget=fs.privacy.Budget.open("
                 "data.population_fingerprint, data.unit, epsilon=..., dp_delta=...).")
+        if self.source.mode == "seeded" and self.budget.label is None:
+            raise BudgetError(
+                "a seeded federation", need="a budget of its own, with a label",
+                found="the data's own budget", fix='Open it with Budget.open(..., '
+                'label="simulation"), or leave the seed out.')
         unit = self.data.unit if self.spec.unit == "record" else self.data.client_unit
         found = (self.budget.fingerprint, self.budget.unit)
         if found != (self.data.population_fingerprint, unit):
@@ -171,20 +179,40 @@ class Federation:
                      unit=unit, adjacency="add_remove", log_ratio=mechanism.log_ratio,
                      total_variation=mechanism.total_variation)
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self, states: dict) -> dict[str, Any]:
         return {
             "release": __version__,
             "model": self.model.name, "dim": self.model.dim,
             "data": self.data.fingerprint, "algorithm": self.algorithm.name,
-            "batch_size": self.algorithm.batch_size,
+            "algorithm's settings": self.algorithm.settings,
+            "server optimiser": self._server_digest(states),
             "stages": [stage.name for stage in self.aggregation.stages],
             "selection": self.selection.name, "seed": self.seed,
-            "spec": {name: repr(value) for name, value in vars(self.spec).items()},
-            "ledger": self.ledger is not None,
+            "ledger": self.ledger is not None, **self._settled_spec(),
         }
 
+    def _settled_spec(self) -> dict[str, Any]:
+        fields = {name: value for name, value in vars(self.spec).items() if name != "opener"}
+        mechanism = fields.pop("mechanism")
+        fields["noise_multiplier"] = mechanism.noise_multiplier if mechanism else 0.0
+        fields["sampling_rate"] = fields.pop("sampling").rate if self.spec.sampling else 1.0
+        return fields
+
+    def _server_digest(self, states: dict) -> str:
+        """SHA-256 of the server's step as a program, so that other settings are another run."""
+        params = jax.eval_shape(self.model.init, jax.random.key(0))
+        opt_state = jax.eval_shape(self.algorithm.server.init, params)
+        kind = jnp.float32 if self.spec.modulus is None else jnp.uint32
+        total = jax.ShapeDtypeStruct((self.spec.dim,), kind)
+        program = jax.make_jaxpr(self._server_step)(params, opt_state, states, total)
+        text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
+        hasher = hashlib.sha256(text.encode())
+        for constant in program.consts:
+            hasher.update(np.ascontiguousarray(constant).tobytes())
+        return hasher.hexdigest()
+
     def _set_up(self, states: dict) -> None:
-        manifest = self._manifest()
+        manifest = self._manifest(states)
         self._journal.settle(manifest)
         clients = self.data.clients
 
@@ -268,6 +296,10 @@ class Federation:
             raise ResumeError("run", need=f"the state after round {finished}, the last finished",
                               found=f"the state after round {state.round}",
                               fix="Use the state that the last round returned, or init().")
+        if self.records and model_digest(state.params).hex() != self.records[-1].model_after:
+            raise ResumeError("run", need=f"the model that round {finished} ended with",
+                              found="another model", fix="Use the state that the last round "
+                              "returned, or init().")
         return finished
 
     def _rounds(self, state: RoundState, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
@@ -326,10 +358,18 @@ class Federation:
         opened = self._opener.opened(number) is not None
         if opened or all(submission.key_id == self._opener.key_id for submission, _ in sent):
             return sent, notes
+        if self.ledger is not None and self.ledger.confirmed_rounds() >= number:
+            raise ResumeError(
+                f"round {number}", need="the opened sum of a round that the ledger has confirmed",
+                found="a key holder that has lost it", fix="Restore the key holder's folder from "
+                "a backup, or begin a new run in another folder.")
         if self.ledger is not None and self.ledger.num_submissions(number):
             self.ledger.reopen_round(self._coordinator, number)
         self._journal.forget_sent(number)
-        return [], {"attempt": notes["attempt"]}
+        # A key that should have been kept was lost with other files: then what was released is not
+        # known, and the round counts again.
+        return [], {"attempt": self._attempts(number) if self._opener.keeps_key
+                    else notes["attempt"]}
 
     def _attempts(self, number: int) -> int:
         """How often this round was paid for although nothing of it is left here.

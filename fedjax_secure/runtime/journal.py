@@ -8,7 +8,8 @@ A run's folder holds
   client, so that a resumed round sends the same bytes and nothing is released twice;
 - ``state-NNNNNN.msgpack``: the finished round's state and record in one file;
 - ``records.jsonl`` and ``commitments.jsonl``: the records so far, and what opens each client's
-  commitment on the ledger (the salt, and the digest of its signed statement), for that client;
+  commitment on the ledger (the salt, and the digest of its signed statement), for that client; a
+  round that was interrupted at its very end may stand there twice;
 - ``opener/``: the key holder's own folder, which the journal never reads.
 
 Every file is written to a temporary name, synced and renamed: whole or absent, never half.
@@ -74,7 +75,7 @@ class Journal:
             True if the folder already held it.
 
         Raises:
-            ResumeError: the folder holds another run; names the first thing that differs.
+            ResumeError: the folder holds another run; names what differs.
         """
         path = self.folder / "run.json"
         wanted = json.loads(json.dumps({"format": FORMAT, **manifest}))
@@ -85,12 +86,14 @@ class Journal:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise self._damaged(path) from error
-        for name in sorted({*wanted, *found}):
-            if wanted.get(name) != found.get(name):
-                raise ResumeError(
-                    "resuming", need=f"the same {name} as when the run began, "
-                    f"{found.get(name)!r}", found=repr(wanted.get(name)),
-                    fix="Build the federation as before, or choose another folder for a new run.")
+        names = sorted({*wanted, *found})
+        changed = [name for name in names if wanted.get(name) != found.get(name)]
+        if changed:
+            raise ResumeError(
+                "resuming", need="the settings that the run began with: "
+                + _listed(changed, found), found=_listed(changed, wanted),
+                fix="Build the federation as before (rounds and target_epsilon set its noise), or "
+                    "choose another folder for a new run.")
         return True
 
     def secrets(self, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
@@ -130,16 +133,18 @@ class Journal:
     def finish(self, state: RoundState, record: RoundRecord,
                sent: Sequence[tuple[Submission, bytes]]) -> None:
         """Keep a finished round; its submissions and the state before the last go."""
-        leaves = [_pack_array(leaf) for leaf in jax.tree.leaves(state._replace(round=0))]
-        content = {"leaves": leaves, "round": state.round, "record": record.to_json()}
-        write_durably(self._state(state.round), msgpack.packb(content))
-        with open(self.folder / "records.jsonl", "a") as file:
-            file.write(record.to_json() + "\n")
         with open(self.folder / "commitments.jsonl", "a", opener=_open_private) as file:
             for submission, salt in sent:
                 file.write(json.dumps({
                     "round": state.round, "client": submission.client, "salt": salt.hex(),
                     "statement": submission.statement_digest.hex()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        leaves = [_pack_array(leaf) for leaf in jax.tree.leaves(state._replace(round=0))]
+        content = {"leaves": leaves, "round": state.round, "record": record.to_json()}
+        write_durably(self._state(state.round), msgpack.packb(content))
+        with open(self.folder / "records.jsonl", "a") as file:
+            file.write(record.to_json() + "\n")
         self._sent(state.round).unlink(missing_ok=True)
         self._state(state.round - 2).unlink(missing_ok=True)
 
@@ -153,8 +158,8 @@ class Journal:
         last = self.last_round()
         if last == 0:
             return like, []
-        path = self._state(last)
-        stored = self._read(path)
+        self._sent(last).unlink(missing_ok=True)  # left by a kill right after the state was kept
+        stored = self._read(self._state(last))
         leaves, treedef = jax.tree.flatten(like._replace(round=0))
         arrays = [_unpack_array(row) for row in stored["leaves"]]
         shapes = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
@@ -204,6 +209,11 @@ class Journal:
         return ResumeError("resuming", need=f"a readable {path.name}", found="a damaged file",
                            fix=f"Restore it from a backup, or start a new run outside "
                                f"{os.fspath(self.folder)}.")
+
+
+def _listed(names: Sequence[str], values: Mapping[str, Any]) -> str:
+    parts = [f"{name}={values.get(name)!r}" for name in names]
+    return ", ".join(part if len(part) <= 90 else part[:87] + "..." for part in parts)
 
 
 def _open_private(path: str, flags: int) -> int:

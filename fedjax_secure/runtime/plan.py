@@ -21,6 +21,7 @@ ModelName = Literal["logistic_regression", "mlp"]
 Encryption = Literal["lattice", "openfhe", "off"]
 
 _RING_BITS = 24
+_SLACK = 1e-9  # above what the noise of summed integer shares adds to epsilon in a round
 _CHOICES = {"data": get_args(DataName), "model": get_args(ModelName),
             "encryption": get_args(Encryption)}
 
@@ -80,7 +81,7 @@ class FederationPlan:
         _whole("rounds", self.rounds, 1, 100_000)
         _whole("expected_batch", self.expected_batch, 1, 10**9)
         _whole("missing_shares", self.missing_shares, 0, 10**6)
-        _number("target_epsilon", self.target_epsilon, 0.01, 100.0)
+        _number("target_epsilon", self.target_epsilon, 0.01, 50.0)
         _number("dp_delta", self.dp_delta, 1e-12, 0.01)
         _number("l2_bound", self.l2_bound, 1e-6, 1e6)
         _number("learning_rate", self.learning_rate, 1e-6, 1e3)
@@ -114,7 +115,7 @@ class FederationPlan:
         """The noise that makes the whole run cost the target, found by the accountant."""
         return privacy.calibrate(
             target_epsilon=self.target_epsilon, dp_delta=self.dp_delta, rounds=self.rounds,
-            sampling_rate=self.sampling_rate(dataset))
+            sampling_rate=self.sampling_rate(dataset), log_ratio=_SLACK)
 
     def build(self, folder: str | Path | None = None) -> Federation:
         """The federation that these settings describe.

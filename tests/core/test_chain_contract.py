@@ -12,6 +12,7 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import (
+    InvalidSum,
     OpeningError,
     Sampling,
     SeededSource,
@@ -197,6 +198,39 @@ def test_a_stored_result_survives_a_new_opener(tmp_path):
         Round(aggregation, folder=tmp_path).opener.opened(1)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_invalid_sum_uses_its_round_up(tmp_path, kept):
+    # Whether a malformed sum is valid tells something about the key: nobody may ask again.
+    made = Round(CHAINS["record, noise, public key"](), folder=tmp_path if kept else None)
+    good = made.submissions()
+    junk = np.random.default_rng(0)
+    elements = made.aggregation.seal(made.states, made.keys, made.elements)
+    shifted = jax.tree.map(lambda part: (np.asarray(part) + junk.integers(
+        0, 1 << 20, np.shape(part), np.uint32)) % (1 << 29), elements)
+    wire = made.aggregation.to_wire(made.states, shifted, made.setting)
+    bad = Submission(**{**vars(good[3]), "payload": wire[3]}).signed(made.signers["d"])
+    with pytest.raises(InvalidSum):
+        made.opener.open(1, MODEL, [*good[:3], bad])
+    if kept:
+        made = Round(CHAINS["record, noise, public key"](), folder=tmp_path)
+    with pytest.raises(OpeningError, match="used up"):
+        made.opener.open(1, MODEL, good)
+    assert made.opener.opened(1) is None
+
+
+def test_a_sum_of_one_client_is_not_worth_encrypting():
+    spec = Spec(dim=DIM, num_clients=1, num_records=9, denominator=1.0)
+    with pytest.raises(SpecError, match="at least two clients"):
+        CHAINS["record, public key"]().init(spec)
+
+
+def test_the_text_names_the_minimum_that_is_enforced():
+    for name in ("record, public key", "record, noise, public key"):
+        made = Round(CHAINS[name]())
+        assert f"sums of {made.setting.min_clients} or more" in made.spec.opener
+        made.opener.close()
+
+
 def test_a_value_that_is_not_finite_is_named_and_refused(round_):
     if not jnp.issubdtype(round_.values.dtype, jnp.floating):
         pytest.skip("records' values are integers here; the engine reports them")
@@ -273,9 +307,10 @@ def test_the_spec_yields_event_and_threat_model():
     for words in ("this process sees everything", "The server sees ciphertexts",
                   "never one hospital's update", "A hospital sees", "eavesdropper sees",
                   "no patient is in two hospitals", "1 noise share missing or known",
+                  "before it has committed to its own",
                   "Outside the guarantee: timings"):
         assert words in text, words
-    assert "seed" not in text.lower()
+    assert "seeded" not in text.lower()
     assert "simulation's" in str(spec.replace(mode="seeded").threat_model())
     _, clear = CHAINS["record, noise"]().init(
         Spec(dim=DIM, num_clients=4, num_records=400, denominator=40.0, client_name="hospital"))

@@ -117,6 +117,15 @@ def test_another_split_of_the_same_records_is_the_same_population():
     assert swapped.population_fingerprint == data.population_fingerprint
 
 
+def test_one_name_is_one_population_however_it_is_encoded():
+    named = make(population="a study")
+    assert named.population_fingerprint != make().population_fingerprint
+    other = make(population="a study", unit="person", x=make().x * 2)
+    assert other.fingerprint != named.fingerprint
+    assert other.population_fingerprint == named.population_fingerprint
+    assert named.pooled().population_fingerprint == named.population_fingerprint
+
+
 def test_describe_counts_both_parts():
     table = make().describe()
     assert list(table.columns) == ["client", "train", "test", "share of no", "share of yes"]

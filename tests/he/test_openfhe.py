@@ -386,7 +386,7 @@ def test_a_chain_opens_the_ring_sum(environment, seed):
                                               values[:1], round=2))
     finally:
         opener.close()
-    assert not spec.readable and "2 or more hospitals" in str(spec.threat_model())
+    assert not spec.readable and "2 or more distinct ciphertexts" in str(spec.threat_model())
     assert opener.key_id.hex()[:16] in repr(opener)
     with pytest.raises(PartyError, match="whose opener was closed"):
         submissions(aggregation, states, setting, opener.key_id, values)

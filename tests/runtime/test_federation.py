@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -114,6 +115,73 @@ def test_a_round_whose_files_were_removed_counts_again(tmp_path):
         next(federation.run(federation.init(), rounds=1))
         assert [(entry.round, entry.attempt) for entry in federation.budget.entries()] == [
             (1, 0), (1, 1)]
+
+
+def test_a_lost_key_of_the_lattice_scheme_counts_the_round_again(tmp_path):
+    # Killed right after the sum of round 1 was opened, then the key holder's folder is lost.
+    plan = _plan(seed=None, rounds=3)
+    with plan.build(tmp_path) as federation:
+        with pytest.raises(KeyboardInterrupt):
+            federation._confirm = _interrupt
+            next(federation.run(federation.init(), rounds=2))
+    shutil.rmtree(tmp_path / "run" / "opener")
+    with plan.build(tmp_path) as federation:
+        next(federation.run(federation.init(), rounds=1))
+        assert [(entry.round, entry.attempt) for entry in federation.budget.entries()] == [
+            (1, 0), (1, 1)]
+
+
+def test_a_confirmed_round_whose_sum_was_lost_is_not_run_again(tmp_path):
+    plan = _plan(rounds=2)
+    with plan.build(tmp_path) as federation:
+        with pytest.raises(KeyboardInterrupt):
+            federation._journal.finish = _interrupt
+            next(federation.run(federation.init(), rounds=2))
+    for path in (tmp_path / "run" / "opener").glob("*"):
+        path.unlink()
+    with _plan(rounds=2, seed=None).build(tmp_path / "other") as other:
+        lost = other._opener
+        with plan.build(tmp_path) as federation:
+            federation._opener = lost  # of another key
+            with pytest.raises(ResumeError, match="the ledger has confirmed"):
+                next(federation.run(federation.init(), rounds=2))
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_another_server_optimiser_is_another_run(tmp_path):
+    _finish(_plan(seed=None, rounds=2, encryption="off"), tmp_path, rounds=1)
+    with pytest.raises(ResumeError, match="server optimiser"):
+        _plan(seed=None, rounds=2, encryption="off", learning_rate=0.25).build(tmp_path)
+    simulations = [_plan(rounds=1, encryption="off", learning_rate=rate).build()
+                   for rate in (0.5, 0.25)]
+    assert simulations[0].run_id != simulations[1].run_id
+    for federation in simulations:
+        federation.close()
+
+
+def test_a_seeded_run_never_spends_from_the_datas_own_budget(tmp_path):
+    data = fs.data.heart_disease()
+    budget = fs.privacy.Budget.open(data.population_fingerprint, "patient", epsilon=1.0,
+                                    dp_delta=1e-3, folder=tmp_path)
+    with pytest.raises(BudgetError, match="a budget of its own, with a label"):
+        fs.Federation(*_parts(data), selection=fs.selection.poisson_records(0.2), budget=budget,
+                      seed=1)
+
+
+def test_a_changed_model_is_not_run_on(tmp_path):
+    with _plan(rounds=2, encryption="off").build() as federation:
+        state, _ = next(federation.run(federation.init(), rounds=1))
+        changed = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+        with pytest.raises(ResumeError, match="the model that round 1 ended with"):
+            federation.run(changed, rounds=2)
+
+
+def test_epsilon_one_works_at_the_default_scale():
+    _, records = _finish(_plan(rounds=2, target_epsilon=0.2, encryption="off"))
+    assert records[-1].dp["epsilon"] <= 0.2
 
 
 def test_two_runs_of_one_federation_do_not_release_a_round_twice():
