@@ -16,13 +16,12 @@ from .. import algorithms, data, he, ledger, models, privacy, selection
 from ..core import ParameterError, chain
 from .federation import Federation
 
-DataName = Literal["heart_disease"]
 ModelName = Literal["logistic_regression", "mlp"]
 Encryption = Literal["lattice", "openfhe", "off"]
 
 _RING_BITS = 24
 _SLACK = 1e-9  # above what the noise of summed integer shares adds to epsilon in a round
-_CHOICES = {"data": get_args(DataName), "model": get_args(ModelName),
+_CHOICES = {"model": get_args(ModelName),
             "encryption": get_args(Encryption)}
 
 
@@ -31,7 +30,8 @@ class FederationPlan:
     """The settings of a federation that trains with privacy per record.
 
     Args:
-        data: which dataset: ``"heart_disease"``.
+        data: the name of a dataset: ``"heart_disease"``, or one of yours that
+            ``fs.data.register(name, dataset)`` made known.
         model: ``"logistic_regression"`` or ``"mlp"``.
         rounds: how many rounds.
         target_epsilon: what the whole run may cost.
@@ -43,7 +43,8 @@ class FederationPlan:
         private: False trains without clipping or noise, for comparison.
         seed: None for fresh secrets; a number for a simulation that repeats exactly.
         own_budget: the run opens a budget of its own, kept in its folder, instead of the data's
-            budget in the user's folder. Meant for public data; seeded runs always do.
+            budget in the user's folder. Meant for public data; seeded runs always do. None: on
+            public data only.
         missing_shares: how many clients' noise may be missing or known to the attacker.
 
     Raises:
@@ -60,7 +61,7 @@ class FederationPlan:
         `rounds` needs a whole number from 1 to 100000, got 0. Change `rounds`.
     """
 
-    data: DataName = "heart_disease"
+    data: str = "heart_disease"
     model: ModelName = "logistic_regression"
     rounds: int = 40
     target_epsilon: float = 3.0
@@ -71,11 +72,11 @@ class FederationPlan:
     encryption: Encryption = "lattice"
     private: bool = True
     seed: int | None = None
-    own_budget: bool = True
+    own_budget: bool | None = None
     missing_shares: int = 1
 
     def __post_init__(self):
-        for name, choices in _CHOICES.items():
+        for name, choices in {"data": data.names(), **_CHOICES}.items():
             _require(name, getattr(self, name) in choices, "one of " + ", ".join(choices),
                      getattr(self, name))
         _whole("rounds", self.rounds, 1, 100_000)
@@ -85,6 +86,8 @@ class FederationPlan:
         _number("dp_delta", self.dp_delta, 1e-12, 0.01)
         _number("l2_bound", self.l2_bound, 1e-6, 1e6)
         _number("learning_rate", self.learning_rate, 1e-6, 1e3)
+        if self.own_budget is None:
+            object.__setattr__(self, "own_budget", data.is_public(self.data))
         for name in ("private", "own_budget"):
             _require(name, isinstance(getattr(self, name), bool), "True or False",
                      getattr(self, name))
@@ -98,11 +101,13 @@ class FederationPlan:
         if unknown:
             raise ParameterError("FederationPlan", need="settings among " + ", ".join(names),
                                  found=", ".join(unknown), fix="Check the spelling.")
+        if changes.get("data", self.data) != self.data:
+            changes = {"own_budget": None, **changes}
         return dataclasses.replace(self, **changes)
 
     def load(self) -> data.FederatedDataset:
         """The dataset."""
-        return data.heart_disease()
+        return data.load(self.data)
 
     def sampling_rate(self, dataset: data.FederatedDataset) -> float:
         """The probability with which each record takes part in a round."""
@@ -167,6 +172,11 @@ class FederationPlan:
             dataset.population_fingerprint, dataset.unit, epsilon=self.target_epsilon,
             dp_delta=self.dp_delta, folder=place / "budget" if own else None, label=label)
 
+    def _data_code(self) -> str:
+        if self.data == "heart_disease":
+            return "data = fs.data.heart_disease()"
+        return f"data = fs.data.load({self.data!r})  # made known by fs.data.register(...)"
+
     def code(self) -> str:
         """Python code that does the same as :meth:`build`, for reading and for a notebook."""
         model = ("fs.models.mlp(data.num_features, hidden=(16,), classes=len(data.classes))"
@@ -183,7 +193,7 @@ class FederationPlan:
             scheme = "openfhe_bgv" if self.encryption == "openfhe" else "public_key"
             stages.append(f"fs.he.encrypt(fs.he.{scheme}()),")
         lines = ["import optax", "import fedjax_secure as fs", "",
-                 f"data = fs.data.{self.data}()", f"model = {model}",
+                 self._data_code(), f"model = {model}",
                  f"rate = {self.expected_batch} / len(data.y)"]
         if self.private:
             lines += [

@@ -28,6 +28,9 @@ class Dashboard:
     :meth:`start` run in a thread, so that the notebook stays free; :meth:`run` runs them in the
     cell itself, for papermill, and shows the static picture.
 
+    The form offers the datasets of ``fs.data.names()``: make one of your own known with
+    ``fs.data.register(name, dataset)`` before you make the dashboard.
+
     Args:
         plan: the settings that the form starts with; None takes the defaults.
         folder: where the run is kept, so that a run that was stopped, or a kernel that died, goes

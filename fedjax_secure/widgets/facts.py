@@ -60,7 +60,7 @@ def sentences(threat_model: ThreatModel | None) -> list[tuple[str, str]]:
     if threat_model is None:
         return [("Not built yet", "Press Run: the text comes from the stages that really run.")]
     pairs = [("Here", threat_model.opens), ("The server sees", threat_model.server),
-             ("A client sees", threat_model.client),
+             (f"A {threat_model.client_name} sees", threat_model.client),
              ("An eavesdropper sees", threat_model.eavesdropper),
              ("The sum is opened by", threat_model.opener),
              ("Guarantee", threat_model.guarantee)]

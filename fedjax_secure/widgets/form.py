@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, get_args
 import anywidget
 import traitlets
 
+from .. import data
 from ..core import ParameterError
 from ..runtime import FederationPlan
-from ..runtime.plan import DataName, Encryption, ModelName
+from ..runtime.plan import Encryption, ModelName
 
 _ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 _NAMES = {
@@ -45,8 +46,7 @@ def _choice(name: str, label: str, help: str, literal: Any) -> Field:
 
 
 FIELDS = (
-    _choice("data", "Dataset", "Records stay where they are.",
-            DataName),
+    Field("data", "Dataset", "Records stay where they are.", "choice"),
     _choice("model", "Model", "What is trained together.", ModelName),
     Field("rounds", "Rounds", "One shared gradient step each.", "int"),
     Field("expected_batch", "Expected batch", "Records drawn a round on average, over all "
@@ -114,7 +114,7 @@ class PlanForm(anywidget.AnyWidget):
             raise ParameterError("PlanForm", need="a FederationPlan",
                                  found=f"a {type(plan).__name__}",
                                  fix="Pass fs.FederationPlan(...), or nothing.")
-        super().__init__(fields=[field._asdict() for field in FIELDS], values=_texts(plan))
+        super().__init__(fields=[_shown(field) for field in FIELDS], values=_texts(plan))
         self.observe(self._read, names="values")
         self._read()
 
@@ -165,6 +165,13 @@ class PlanForm(anywidget.AnyWidget):
             unused.append("own_budget")
         with self.hold_trait_notifications():
             self.errors, self.unused, self.plan = errors, sorted(set(unused)), plan
+
+
+def _shown(field: Field) -> dict[str, Any]:
+    if field.name == "data":  # what is known now: datasets of your own are made known at any time
+        field = field._replace(choices=tuple(
+            (name, str(_NAMES.get(name, name))) for name in data.names()))
+    return field._asdict()
 
 
 def _texts(plan: FederationPlan) -> dict[str, str]:

@@ -1,0 +1,96 @@
+"""Datasets by name, for forms, plans and notebooks: those of this package, and your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedjax_secure.core.errors import DataError
+from fedjax_secure.data.dataset import FederatedDataset
+from fedjax_secure.data.heart_disease import heart_disease
+
+_MAKERS: dict[str, Callable[[], FederatedDataset]] = {"heart_disease": heart_disease}
+_PUBLIC = {"heart_disease"}
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`load` knows.
+
+    Example:
+        >>> from fedjax_secure.data import names
+        >>> "heart_disease" in names()
+        True
+    """
+    return tuple(_MAKERS)
+
+
+def load(name: str) -> FederatedDataset:
+    """The dataset of that name.
+
+    Raises:
+        DataError: no dataset of that name is known in this process.
+
+    Example:
+        >>> from fedjax_secure.data import load
+        >>> load("heart_disease").num_clients
+        4
+    """
+    if name not in _MAKERS:
+        raise DataError("load", need="one of " + ", ".join(_MAKERS), found=repr(name),
+                        fix="Make your own known first: fs.data.register(name, dataset).")
+    return _MAKERS[name]()
+
+
+def is_public(name: str) -> bool:
+    """Whether everybody may see the records, so that exploring them needs no lasting budget.
+
+    Example:
+        >>> from fedjax_secure.data import is_public
+        >>> is_public("heart_disease")
+        True
+    """
+    return name in _PUBLIC
+
+
+def register(name: str, dataset: FederatedDataset | Callable[[], FederatedDataset], *,
+             public: bool = False) -> None:
+    """Make a dataset known by name, so that the dashboard's form and plans can use it.
+
+    Args:
+        name: a word; not that of a dataset of this package. A name registered again replaces the
+            earlier dataset.
+        dataset: the dataset, or a function that loads it.
+        public: everybody may see the records. Runs on other data spend from the data's one budget
+            unless they are told otherwise.
+
+    Raises:
+        DataError: a name that is taken or no word, or something else than a dataset.
+
+    Example:
+        >>> import pandas as pd
+        >>> from fedjax_secure.data import from_dataframe, load, register
+        >>> table = pd.DataFrame({"site": list("aabb") * 3, "age": [30, 40, 50, 60] * 3,
+        ...                       "ill": [0, 1, 1, 0] * 3})
+        >>> register("my_study", from_dataframe(table, client="site", label="ill",
+        ...                                     ranges={"age": (0, 100)}, population="my study"))
+        >>> load("my_study").clients
+        ('a', 'b')
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name in _PACKAGE:
+        raise DataError("register", need="a name of your own, such as my_study",
+                        found=repr(name), fix="Use letters, digits and underscores.")
+    if isinstance(dataset, FederatedDataset):
+        found = dataset
+
+        def make() -> FederatedDataset:
+            return found
+    elif callable(dataset):
+        make = dataset
+    else:
+        raise DataError("register", need="a FederatedDataset, or a function that loads one",
+                        found=type(dataset).__name__,
+                        fix="Make one with fs.data.from_dataframe(...).")
+    _MAKERS[name] = make
+    (_PUBLIC.add if public else _PUBLIC.discard)(name)
+
+
+_PACKAGE = frozenset(_MAKERS)
