@@ -480,7 +480,9 @@ class Federation:
     def _dp(self, number: int) -> Mapping[str, Any]:
         if self.spend is None or self.budget is None:
             return {}
-        run = Spend(**{**self.spend.to_dict(), "count": number})
+        # A round that had to be paid for twice counts twice.
+        count = max(number, len(self._spent_rounds()))
+        run = Spend(**{**self.spend.to_dict(), "count": count})
         return {
             "unit": self.spend.unit, "adjacency": self.spend.adjacency,
             "sampling_rate": self.spend.sampling_rate,

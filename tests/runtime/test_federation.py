@@ -112,9 +112,10 @@ def test_a_round_whose_files_were_removed_counts_again(tmp_path):
     (tmp_path / "ledger.log").unlink()
     (tmp_path / "ledger.log.checkpoint").unlink()
     with plan.build(tmp_path) as federation:
-        next(federation.run(federation.init(), rounds=1))
+        _, record = next(federation.run(federation.init(), rounds=1))
         assert [(entry.round, entry.attempt) for entry in federation.budget.entries()] == [
             (1, 0), (1, 1)]
+        assert record.dp["epsilon"] == pytest.approx(federation.budget.spent)
 
 
 def test_a_lost_key_of_the_lattice_scheme_counts_the_round_again(tmp_path):
