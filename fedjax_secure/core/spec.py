@@ -267,7 +267,7 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         opener = spec.opener
     assumptions = [
         f"no {unit} is in two {client}s." if spec.unit == "record" else "",
-        f"the number of {unit}s and the expected batch are public constants.",
+        f"the number of {unit}s, their split and the expected batch are public constants.",
     ]
     if not spec.readable:
         assumptions.append(
