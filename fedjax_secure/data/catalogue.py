@@ -27,7 +27,8 @@ def load(name: str) -> FederatedDataset:
     """The dataset of that name.
 
     Raises:
-        DataError: no dataset of that name is known in this process.
+        DataError: no dataset of that name is known in this process, or the function that was
+            registered for it raised an error or returned something else.
 
     Example:
         >>> from fedjax_secure.data import load
@@ -37,7 +38,19 @@ def load(name: str) -> FederatedDataset:
     if name not in _MAKERS:
         raise DataError("load", need="one of " + ", ".join(_MAKERS), found=repr(name),
                         fix="Make your own known first: fs.data.register(name, dataset).")
-    return _MAKERS[name]()
+    try:
+        dataset = _MAKERS[name]()
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError("load", need=f"the function registered as {name!r} to load its dataset",
+                        found=type(error).__name__,
+                        fix="Call the function yourself to see the error whole.") from error
+    if not isinstance(dataset, FederatedDataset):
+        raise DataError("load", need=f"a FederatedDataset from the function registered as {name!r}",
+                        found=type(dataset).__name__,
+                        fix="Return what fs.data.from_dataframe(...) makes.")
+    return dataset
 
 
 def is_public(name: str) -> bool:

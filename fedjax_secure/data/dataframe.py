@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedjax_secure.core.errors import DataError
-from fedjax_secure.data.dataset import FederatedDataset, from_records
+from fedjax_secure.data.dataset import FederatedDataset, check_split, from_records
 from fedjax_secure.data.encoding import CategoryColumn, Column, NumberColumn, encode_columns
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def from_dataframe(
         raise _refuse("features as a list", repr(features), f"Write features=[{features!r}].")
     if features is None:
         features = [c for c in df.columns if c not in (client, label)]
+    check_split(test_fraction, seed)
     _columns_exist(df, [client, label, *features])
     _features_make_sense(features, client, label)
 
@@ -253,14 +254,15 @@ def _labels(
             values = sorted(values)
         except TypeError:
             values = sorted(values, key=str)
-        fractional = [v for v in values if isinstance(v, float) and not float(v).is_integer()]
+        floats = [v for v in values if isinstance(v, float | np.floating)]
+        fractional = [v for v in floats if not float(v).is_integer()]
         if fractional:
             raise _refuse(
                 "labels that name a class",
                 f"fractions in {label!r}",
                 "Make classes of them first, e.g. with pandas.cut; regression is not offered.",
             )
-        values = [int(v) if isinstance(v, float) else v for v in values]
+        values = [int(v) if isinstance(v, float | np.floating) else v for v in values]
     if len(set(values)) != len(values):
         raise _refuse("distinct classes", _short(values), "Name each class once.")
     y = _codes(column, values)
@@ -325,13 +327,14 @@ def _number_feature(
         low, high = (float(b) for b in bounds)
     except (TypeError, ValueError):
         low = high = float("nan")
-    if not (np.isfinite([low, high]).all() and low < high):
+    usable = low < high and 0 < high / 2 - low / 2  # not too narrow, and below not too wide
+    if not (usable and np.isfinite([low, high, high - low, low + high]).all()):
         raise _refuse(
             f"a range (low, high) with low < high for {name!r}",
             repr(bounds),
-            f"Write ranges={{{name!r}: (low, high)}} with two finite numbers.",
+            f"Write ranges={{{name!r}: (low, high)}} with two finite numbers and a finite width.",
         )
-    if not pd.api.types.is_numeric_dtype(column.dtype):
+    if not pd.api.types.is_numeric_dtype(column.dtype) or column.dtype.kind == "c":
         raise _refuse(
             f"numbers in column {name!r}, which has a range",
             f"dtype {column.dtype}",

@@ -284,6 +284,29 @@ def _refuse(need: str, found: str, fix: str) -> DataError:
     return DataError("FederatedDataset", need=need, found=found, fix=fix)
 
 
+def check_split(test_fraction: float, seed: int) -> None:
+    """Refuses what `split_records` cannot split by.
+
+    Raises:
+        DataError: a fraction outside [0, 1), or a seed that is not an integer of 0 or more.
+    """
+    number = isinstance(test_fraction, int | float | np.number)
+    if isinstance(test_fraction, bool) or not number or not 0 <= test_fraction < 1:
+        raise DataError(
+            "the split",
+            need="a test_fraction in [0, 1)",
+            found=repr(test_fraction),
+            fix="0.2 holds out a fifth of each client's records.",
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise DataError(
+            "the split",
+            need="an integer seed of 0 or more",
+            found=repr(seed),
+            fix="Give seed=0, or any other public constant.",
+        )
+
+
 def split_records(
     labels: Sequence[int] | np.ndarray, *, test_fraction: float, seed: int, stream: int
 ) -> np.ndarray:
@@ -310,20 +333,7 @@ def split_records(
         >>> split_records([0, 0, 0, 1, 1], test_fraction=0.3, seed=0, stream=0).sum()
         np.int64(2)
     """
-    if isinstance(test_fraction, bool) or not 0 <= test_fraction < 1:
-        raise DataError(
-            "the split",
-            need="a test_fraction in [0, 1)",
-            found=repr(test_fraction),
-            fix="0.2 holds out a fifth of each client's records.",
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise DataError(
-            "the split",
-            need="an integer seed of 0 or more",
-            found=repr(seed),
-            fix="Give seed=0, or any other public constant.",
-        )
+    check_split(test_fraction, seed)
     labels = np.asarray(labels)
     order = np.random.PCG64(np.random.SeedSequence([int(seed), stream])).random_raw(len(labels))
     held_out = np.zeros(len(labels), bool)

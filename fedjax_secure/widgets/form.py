@@ -10,7 +10,7 @@ import anywidget
 import traitlets
 
 from .. import data
-from ..core import ParameterError
+from ..core import DataError, ParameterError
 from ..runtime import FederationPlan
 from ..runtime.plan import Encryption, ModelName
 
@@ -154,6 +154,8 @@ class PlanForm(anywidget.AnyWidget):
                 name = error.where.strip("`")
                 errors[name if name in settings else ""] = str(error)
                 plan = None
+            except DataError as error:
+                errors["data"], plan = str(error), None
         unused = []
         if self.values.get("private") == "off":
             unused += ["target_epsilon", "dp_delta", "missing_shares", "own_budget"]

@@ -55,3 +55,22 @@ def test_leaving_public_data_leaves_its_own_budget(study):
 def test_bad_registrations_are_refused(study, name, dataset, words):
     with pytest.raises(DataError, match=words):
         fs.data.register(name, dataset if dataset is not None else study)
+
+
+def _missing_file():
+    raise FileNotFoundError("records.csv")
+
+
+@pytest.mark.parametrize("loader, words", [
+    (lambda: 42, "needs a FederatedDataset from the function registered as 'mine', got int"),
+    (dict, "got dict"), (_missing_file, "'mine' to load its dataset, got FileNotFoundError"),
+])
+def test_a_loader_that_fails_is_named_and_marked_in_the_form(study, loader, words):
+    fs.data.register("mine", loader)
+    with pytest.raises(DataError, match=words):
+        fs.data.load("mine")
+    form = fs.widgets.PlanForm()
+    form.set(data="mine")
+    assert form.plan is None and words in form.errors["data"]
+    form.set(data="heart_disease")
+    assert form.plan is not None and not form.errors

@@ -75,6 +75,10 @@ def test_nullable_and_integer_dtypes():
     np.testing.assert_array_equal(data.x[:, 0], load(frame(), test_fraction=0).x[:, 0])
 
 
+def test_single_precision_labels_are_classes_too():
+    assert load(frame(ill=np.float32([0, 1, 1, 0, 0, 1]))).classes == ("0", "1")
+
+
 def test_numeric_clients_are_ordered_as_numbers():
     data = load(frame(hospital=[10, 2, 10, 2, 10, 2]), test_fraction=0)
     assert data.clients == ("2", "10")
@@ -113,6 +117,7 @@ REFUSED = [
     (frame(ill=[0, 1, None, 0, 0, 1]), {}, "a label in every row"),
     (frame(ill=[1] * 6), {}, "two or more classes"),
     (frame(ill=[0.5, 1, 1, 0, 0, 1]), {}, "labels that name a class"),
+    (frame(ill=np.float32([0.5, 1, 1, 0, 0, 1])), {}, "that name a class"),
     (frame(), {"classes": [0, 2]}, "labels among the classes"),
     (frame(), {"classes": [0, 0, 1]}, "distinct classes"),
     (frame(age=[30.0, np.inf, 1, 2, 3, 4]), {}, "finite values in column 'age'"),
@@ -121,6 +126,9 @@ REFUSED = [
     (frame(), {"ranges": {"age": (20, 20)}}, "low < high"),
     (frame(), {"ranges": {"age": (0, np.inf)}}, "low < high"),
     (frame(), {"ranges": {"age": 80}}, "low < high"),
+    (frame(), {"ranges": {"age": (-1e308, 1e308)}}, "low < high for"),
+    (frame(), {"ranges": {"age": (0, 5e-324)}}, "with low < high for"),
+    (frame(age=[1j] * 6), {}, "which has a range"),
     (frame(), {"ranges": {"age": (20, 80), "agee": (0, 1)}}, "names of features in ranges="),
     (frame(age=list("abcdef")), {}, "numbers in column 'age'"),
     (frame(stage=list("abcdef")), {}, "declared categories, in column 'stage'"),
@@ -130,6 +138,8 @@ REFUSED = [
     (frame(), {"categories": {"stagee": [1, 2]}}, "names of features in categories="),
     (frame(), {"may_be_missing": ["stage"]}, "no missing value outside"),
     (frame(), {"test_fraction": 1}, "test_fraction"),
+    (frame(), {"test_fraction": "0.2"}, "a test_fraction in [0, 1)"),
+    (frame(), {"test_fraction": None}, "test_fraction in [0, 1)"),
     (frame(), {"seed": -1}, "seed"),
     (pd.concat([frame(), frame()[["age"]]], axis=1), {}, "distinct column names"),
     ({"hospital": [1]}, {}, "a pandas DataFrame"),
