@@ -55,7 +55,7 @@ def picture(records: Sequence[RoundRecord], *, target_epsilon: float | None = No
                                 PLOT_INCHES / height))
 
     figure.text(0.022, 1 - 0.22 / height, title, fontsize=17, fontweight="bold", color=INK,
-                va="top")
+                va="top", parse_math=False)
     figure.text(0.022, 1 - 0.60 / height, _heading(records, plan), fontsize=10, color=SOFT,
                 va="top")
     for column, metric in zip((0.045, 0.545), METRICS, strict=True):
@@ -110,7 +110,8 @@ def _curves(axes: Axes, records: Sequence[RoundRecord], metric: str,
     lines = curves(records, metric)
     if len(lines) - 1 > len(PALETTE):
         lines = lines[-1:]
-    if not lines:
+    known = [value for line in lines for value in line["values"] if value is not None]
+    if not known:  # AUC has no value where held-out records have one class only
         _nothing(axes, "no round has finished yet" if not records else "not measured")
         return
     rounds = [record.round for record in records]
@@ -122,11 +123,9 @@ def _curves(axes: Axes, records: Sequence[RoundRecord], metric: str,
         axes.plot(rounds, values, color=colour, linewidth=2.6 if line["mean"] else 1.6,
                   linestyle="-" if line["mean"] else DASHES[index % len(DASHES)], marker=marker,
                   markersize=5, solid_capstyle="round", zorder=4 if line["mean"] else 3)
-        known = [value for value in line["values"] if value is not None]
-        if known:
-            ends.append((known[-1], line["name"], colour))
-    low = min(value for line in lines for value in line["values"] if value is not None)
-    low = max(0.0, int(low * 10 - 0.3) / 10)
+        last_known = [value for value in line["values"] if value is not None][-1:]
+        ends += [(value, line["name"], colour) for value in last_known]
+    low = max(0.0, int(min(known) * 10 - 0.3) / 10)
     axes.set_ylim(low, 1.0)
     last = max(plan.rounds if plan is not None else 0, *rounds)
     axes.set_xlim(1 - 0.02 * last, last + 0.02 * last)
@@ -147,9 +146,10 @@ def _end_labels(axes: Axes, ends: list[tuple[float, str, str]], low: float) -> N
         entry[0] = max(entry[0], floor)
         floor = entry[0] + step
     for place, value, name, colour in places:
+        name = " ".join(name.split())  # of one line
         name = name if len(name) <= 14 else name[:13] + "…"
         axes.text(1.015, place, f"{value:.2f} {name}", transform=axes.transAxes, va="center",
-                  fontsize=9, fontweight="bold", color=colour)
+                  fontsize=9, fontweight="bold", color=colour, parse_math=False)
 
 
 def _epsilon(axes: Axes, records: Sequence[RoundRecord], target: float | None,
@@ -234,9 +234,9 @@ def _column(figure: Figure, x: float, top: float, title: str, rows: list[tuple[s
         for k, line in enumerate(textwrap.wrap(what, width)):
             if k == 0 and who != before:
                 figure.text(x, 1 - y / height, who, fontsize=8.8, fontweight="bold", color=INK,
-                            va="baseline")
+                            va="baseline", parse_math=False)
             figure.text(x + (indent if who else 0.0), 1 - y / height, line, fontsize=8.8,
-                        color=SOFT, va="baseline")
+                        color=SOFT, va="baseline", parse_math=False)
             y += LINE_INCHES
         y += 0.4 * LINE_INCHES
         before = who

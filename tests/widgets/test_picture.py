@@ -33,7 +33,9 @@ def opened(png):
     [record(1, metrics={}, timings_seconds={}, ledger_head="", outside_guarantee=())],
     [record(1, metrics={"accuracy": {"a": None, "b": float("nan"), "c": 0.5}})],
     [record(1, clients=["a client with a very long name indeed"], value=0.0)],
-], ids=["none", "one", "five", "forty clients", "bare", "gaps", "long name"])
+    [record(1, metrics={"accuracy": {"a": 0.5}, "auc": {"a": None, "b": None}})],
+    [record(1, clients=["$x^$", r"\frac{$$", "<b>$", "two\nlines"])],
+], ids=["none", "one", "five", "forty clients", "bare", "gaps", "long name", "no AUC", "odd names"])
 @pytest.mark.parametrize("target", [None, 2.0])
 def test_every_kind_of_run_has_a_picture(records, target):
     image = opened(picture(records, target_epsilon=target, title="A run"))
