@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -357,7 +358,9 @@ class EmbeddedLedger:
                 f"the ledger {self.path}",
                 need="to write its entries to disk",
                 found=error.strerror or "an error",
-                fix="Make room, then open the ledger again: what is in the log is kept.",
+                fix="Restore the log from a copy, or choose another path."
+                if error.errno == errno.ESTALE
+                else "Make room, then open the ledger again: what is in the log is kept.",
             ) from error
 
     def _restore(self) -> None:

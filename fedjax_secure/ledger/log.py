@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -255,8 +256,15 @@ class LogFile:
         """Waits until every entry is on disk, safe from a loss of power.
 
         Raises:
-            OSError: the disk reports an error.
+            OSError: the disk reports an error; ESTALE where the log was removed from its path, or
+                replaced there, so that what was written would be lost with this process.
         """
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self._file)):
+                return self._sync()
+        raise OSError(errno.ESTALE, "that the log was removed or replaced while it was open")
+
+    def _sync(self) -> None:
         if self._unsynced:
             os.fsync(self._file)
             self._unsynced = False

@@ -88,8 +88,13 @@ def verify(
     head, and the checkpoint that the coordinator signed, show that nothing was cut off at the end.
 
     Guarantees:
-        A log with any byte changed does not verify. Without a head from elsewhere, whoever holds
-        the log may put an older log and its older checkpoint in place of both.
+        A log that a head or the checkpoint vouches for does not verify with any of its bytes
+        changed. Without a head from elsewhere, whoever holds the log may put an older log and its
+        older checkpoint in place of both, or a log of other accounts: compare `coordinator` with
+        the one that you know. With neither head nor checkpoint (``complete_to`` is 0) no signature
+        covers the order of entries: whoever computes the Merkle roots anew may leave out a
+        sender's last transactions, or reorder those of several senders, where the registry takes
+        what is left.
 
     Args:
         path: the log. It is only read; no key is needed.
@@ -115,7 +120,10 @@ def verify(
     """
     path = Path(path)
     data = _read(path, "the log")
-    if head is not None and (len(head) != 64 or not set(head.lower()) <= set("0123456789abcdef")):
+    digits = set("0123456789abcdef")
+    if head is not None and not (
+        isinstance(head, str) and len(head) == 64 and set(head.lower()) <= digits
+    ):
         raise LedgerError(
             "verify",
             need="a head of 64 hexadecimal digits",

@@ -449,3 +449,18 @@ class AnyHistory(RuleBasedStateMachine):
 
 TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+
+
+def test_a_log_that_was_removed_while_open_takes_nothing_and_leaves_no_checkpoint(ledger, path):
+    path.unlink()
+    checkpoint_path(path).unlink()
+    with pytest.raises(LedgerError, match="removed or replaced"):
+        ledger.register(ANA, digest("ana"))
+    ledger.close()
+    assert not path.exists() and not checkpoint_path(path).exists()
+    with embedded(path) as fresh:  # the path is free for another federation
+        fresh.open(COORDINATOR, min_clients=2)
+        with pytest.raises(LedgerError, match="removed or replaced"), fresh.batch():
+            path.rename(path.with_name("moved"))
+            path.write_bytes(b"")
+            fresh.register(ANA, digest("ana"))

@@ -208,6 +208,17 @@ def test_entries_missing_at_the_end_are_found_by_a_head_or_the_checkpoint(copy, 
         assert verify(copy).first_bad == 0
 
 
+def test_only_a_head_or_the_checkpoint_vouches_for_the_order_of_entries(copy, history):
+    raws, digests = parts(copy)
+    swapped = [0, 1, 2, 3, 4, 6, 5, 7]  # the updates of two clients
+    rewrite(copy, [raws[i] for i in swapped], [digests[i] for i in swapped])
+    outcome = verify(copy)
+    assert outcome.ok and outcome.complete_to == 0
+    assert "completeness: unknown" in outcome.summary()
+    assert not verify(copy, head=heads(history)[-1]).ok
+    assert not verify(copy, checkpoint=checkpoint_path(history)).ok
+
+
 def test_a_head_vouches_for_a_prefix(copy):
     outcome = verify(copy, head=heads(copy)[4])
     assert outcome.ok and outcome.complete_to == 5
