@@ -80,13 +80,18 @@ def encode_message(message: Any, limit_bytes: int = MAX_MESSAGE_BYTES) -> list[m
         {'rows': array([0, 1, 2])}
     """
     buffers: list[memoryview] = []
-    tree = _flatten(message, buffers)
+    try:
+        tree = _flatten(message, buffers)
+    except RecursionError:
+        raise ParameterError("a message to a party", need="at most 500 levels of nesting",
+                             found="many more, or a list that holds itself",
+                             fix="Flatten it, or send arrays.") from None
     try:
         header: bytes = msgpack.Packer().pack([[buffer.nbytes for buffer in buffers], tree])
     except (OverflowError, ValueError) as error:
-        raise ParameterError("a message to a party", need="integers of at most 64 bits and at most "
-                             "500 levels of nesting", found="something larger",
-                             fix="Send large integers as bytes.") from error
+        raise ParameterError("a message to a party", need="integers of at most 64 bits, text that "
+                             "UTF-8 can write and at most 500 levels of nesting",
+                             found="something else", fix="Send it as bytes.") from error
     pieces = [memoryview(header)]
     body = 0
     for buffer in buffers:
@@ -106,7 +111,8 @@ def _flatten(value: Any, buffers: list[memoryview]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
-        buffers.append(memoryview(value).cast("B"))
+        view = memoryview(value)
+        buffers.append((view if view.c_contiguous else memoryview(bytes(view))).cast("B"))
         return msgpack.ExtType(_BYTES, msgpack.packb(len(buffers) - 1))
     if isinstance(value, np.ndarray) and value.dtype.newbyteorder("<").str in _DTYPES:
         array = np.asarray(value, value.dtype.newbyteorder("<"), order="C")

@@ -206,7 +206,10 @@ def _parameter(
             kinds.append(spelled)
         elif isinstance(member, ast.Subscript) and ast.unparse(member.value).endswith("Literal"):
             members = member.slice.elts if isinstance(member.slice, ast.Tuple) else [member.slice]
-            choices += [ast.literal_eval(choice) for choice in members]
+            try:
+                choices += [ast.literal_eval(choice) for choice in members]
+            except ValueError:  # a name, whose value only the notebook knows
+                kinds.append("")
         else:
             kinds.append("")
     if choices and not kinds:
@@ -255,7 +258,7 @@ def _cast(where: str, parameter: Parameter, value: Any) -> Any:
     elif not isinstance(text, bool) and isinstance(text, str | int | float):
         try:
             number = int(text) if kind == "int" and not isinstance(text, float) else float(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = math.nan
         if kind == "float" or isinstance(number, int):
             cast = None if math.isnan(number) else number

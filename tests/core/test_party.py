@@ -204,6 +204,19 @@ def test_what_a_message_cannot_hold_is_refused(value):
         encode_message({"value": value})
 
 
+def test_endless_nesting_is_refused_and_any_view_of_bytes_is_sent():
+    endless: list = []
+    endless.append(endless)
+    with pytest.raises(ParameterError, match="500 levels of nesting"):
+        encode_message(endless)
+    with pytest.raises(ParameterError, match="text that UTF-8 can write"):
+        encode_message("\ud800")
+    reader = MessageReader()
+    for piece in encode_message(memoryview(b"abcdef")[::2]):
+        reader.feed(piece)
+    assert reader.message() == b"ace"
+
+
 def test_a_message_over_the_limit_is_refused_before_it_is_sent(script):
     with Party(script, name="test party", limit_bytes=1 << 16) as party:
         with pytest.raises(ParameterError, match="at most 65536 bytes"):

@@ -111,6 +111,7 @@ def test_values_are_cast_to_the_declared_type(plan, name, given, value):
         ("ROUNDS", True, "needs ROUNDS to be an integer, got True"),
         ("ROUNDS", None, "needs ROUNDS to be an integer, got None"),
         ("TARGET_EPSILON", "two", "needs TARGET_EPSILON to be a number, got 'two'"),
+        ("TARGET_EPSILON", 10**400, "needs TARGET_EPSILON to be a number, got 1000"),
         ("TARGET_EPSILON", "nan", "needs TARGET_EPSILON to be a number, got 'nan'"),
         ("ENCRYPT", "maybe", "needs ENCRYPT to be a truth value (true or false), got 'maybe'"),
         ("ENCRYPT", "2", "needs ENCRYPT to be a truth value (true or false), got '2'"),
@@ -138,6 +139,7 @@ def test_wrong_parameters_are_refused_before_anything_runs(plan, name, given, me
         ("ROUNDS = ", "a syntax error in its line 1"),
         ("%matplotlib inline\nROUNDS = 3", "a syntax error in its line 1"),
         ("ROUNDS: list[int] = [1]", "got ROUNDS: list[int]"),
+        ("ROUNDS: Literal[MANY] = 1", "got ROUNDS: Literal[MANY]"),
         ("ROUNDS: int | float = 1", "got ROUNDS: int | float"),
     ],
 )
