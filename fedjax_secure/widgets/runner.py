@@ -137,7 +137,14 @@ class Runner:
             self.federation, self.round_state, self.error = None, None, None
             self.records, self.threat_model = [], None
             self._spent_seconds, self._since = 0.0, time.monotonic()
-        self._on_change(self)
+        try:
+            self._on_change(self)
+        except BaseException:  # nothing has begun, so the next run may
+            with self._condition:
+                self.state = "ready"
+                self._clock(False)
+                self._condition.notify_all()
+            raise
 
     def _work(self, plan: FederationPlan) -> None:
         try:

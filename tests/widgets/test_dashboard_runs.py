@@ -288,3 +288,19 @@ def test_views_fetch_nothing_and_carry_their_code_inline(make):
         for fetching in ("import ", "http://", "https://", "fetch(", "url(", "@import"):
             found = source.replace("http://www.w3.org/2000/svg", "")
             assert fetching not in found, (type(view).__name__, fetching)
+
+
+def test_views_that_cannot_be_told_leave_no_run_behind():
+    told = []
+
+    def tell(runner):
+        told.append(runner.state)
+        if len(told) == 1:
+            raise OSError("the browser is gone")
+
+    runner = fs.widgets.Runner(tell)
+    with pytest.raises(OSError, match="gone"):
+        runner.run(fs.FederationPlan(rounds=1, seed=0, encryption="off"))
+    assert runner.state == "ready" and runner.allows("run")
+    runner.run(fs.FederationPlan(rounds=1, seed=0, encryption="off"))
+    assert runner.state == "finished" and len(runner.records) == 1
