@@ -223,7 +223,7 @@ class Federation:
             for client in clients:
                 secret[f"sign:{client}"] = self.source.key("signing", client=client)
                 secret[f"account:{client}"] = self.source.key("account", client=client)
-            secret[f"account:{_COORDINATOR}"] = self.source.key("coordinator")
+            secret[_COORDINATOR] = self.source.key("coordinator")
             return secret
 
         secrets = self._journal.secrets(make)
@@ -235,7 +235,7 @@ class Federation:
             folder=self._journal.opener_folder)
         self._states, self._opener = self.aggregation.setup(states, self.spec, self._setting)
         if self.ledger is not None:
-            self._coordinator = Account.from_secret(secrets[f"account:{_COORDINATOR}"])
+            self._coordinator = Account.from_secret(secrets[_COORDINATOR])
             self._accounts = {client: Account.from_secret(secrets[f"account:{client}"])
                               for client in clients}
             self.ledger.open(self._coordinator, min_clients=self.spec.min_clients)
@@ -508,12 +508,16 @@ class Federation:
 
     def close(self) -> None:
         """Stop parties, and let another process use the folder and the ledger."""
-        if self._opener is not None:
-            self._opener.close()
-            self._opener = None
-        if self.ledger is not None:
-            self.ledger.close()
-        self._journal.close()
+        try:
+            if self._opener is not None:
+                self._opener.close()
+                self._opener = None
+        finally:
+            try:
+                if self.ledger is not None:
+                    self.ledger.close()
+            finally:
+                self._journal.close()
 
     def __enter__(self) -> Federation:
         return self

@@ -143,7 +143,7 @@ class Journal:
         leaves = [_pack_array(leaf) for leaf in jax.tree.leaves(state._replace(round=0))]
         content = {"leaves": leaves, "round": state.round, "record": record.to_json()}
         write_durably(self._state(state.round), msgpack.packb(content))
-        with open(self.folder / "records.jsonl", "a") as file:
+        with open(self.folder / "records.jsonl", "a", opener=_open_private) as file:
             file.write(record.to_json() + "\n")
         self._sent(state.round).unlink(missing_ok=True)
         self._state(state.round - 2).unlink(missing_ok=True)
@@ -212,7 +212,8 @@ class Journal:
 
 
 def _listed(names: Sequence[str], values: Mapping[str, Any]) -> str:
-    parts = [f"{name}={values.get(name)!r}" for name in names]
+    # A digest of private records is not for messages, which end up in notebooks.
+    parts = ["certain data" if name == "data" else f"{name}={values.get(name)!r}" for name in names]
     return ", ".join(part if len(part) <= 90 else part[:87] + "..." for part in parts)
 
 

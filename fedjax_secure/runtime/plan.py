@@ -116,6 +116,16 @@ class FederationPlan:
                  f"fewer than the {records} training records", self.expected_batch)
         return self.expected_batch / records
 
+    def check(self, dataset: data.FederatedDataset) -> None:
+        """Refuse settings that do not suit the data: ParameterError with the setting's name."""
+        self.sampling_rate(dataset)
+        if self.private:
+            _require("dp_delta", self.dp_delta * len(dataset.y) < 1,
+                     f"less than one over the {len(dataset.y)} training records", self.dp_delta)
+        if self.encryption != "off":
+            _require("encryption", dataset.num_clients >= 2,
+                     "off where there is one client, whose value the sum is", self.encryption)
+
     def noise_multiplier(self, dataset: data.FederatedDataset) -> float:
         """The noise that makes the whole run cost the target, found by the accountant."""
         return privacy.calibrate(
@@ -138,6 +148,7 @@ class FederationPlan:
             PartyError: OpenFHE is asked for and not installed.
         """
         dataset = self.load()
+        self.check(dataset)
         place = Path(tempfile.mkdtemp(prefix="federation-")) if folder is None else Path(folder)
         features, classes = dataset.num_features, len(dataset.classes)
         if self.model == "mlp":

@@ -148,8 +148,7 @@ class PlanForm(anywidget.AnyWidget):
         if not errors:
             try:
                 plan = FederationPlan(**settings)
-                if plan.private:
-                    plan.sampling_rate(plan.load())
+                plan.check(plan.load())
             except ParameterError as error:
                 name = error.where.strip("`")
                 errors[name if name in settings else ""] = str(error)

@@ -291,6 +291,34 @@ def test_record_clipping_survives_gradients_of_any_size():
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+def test_a_client_of_any_name_has_an_account_of_its_own(tmp_path):
+    data = _two_clients(1.0)
+    data = fs.data.FederatedDataset(**{
+        **{name: getattr(data, name) for name in ("name", "x", "y", "offsets", "test_x", "test_y",
+                                                  "test_offsets", "feature_names", "classes")},
+        "clients": ("coordinator", "a/b")})
+    with fs.Federation(fs.models.logistic_regression(data), data, fs.algorithms.fed_avg(0.1),
+                       fs.chain(), ledger=fs.ledger.embedded(tmp_path / "log"),
+                       seed=0) as federation:
+        for _ in federation.run(federation.init(), rounds=1):
+            pass
+        senders = {event.args["client"] for event in federation.ledger.events()
+                   if event.name == "UpdateSubmitted"}
+        assert len(senders) == 2 and federation.ledger.coordinator not in senders
+
+
+def test_another_dataset_is_named_without_its_digest(tmp_path):
+    plan = _plan(rounds=2, encryption="off")
+    _finish(plan, tmp_path, rounds=1)
+    other = fs.data.heart_disease(seed=1)
+    with pytest.raises(ResumeError, match="certain data") as refused:
+        fs.Federation(*_parts(other), selection=fs.selection.poisson_records(0.2), seed=5,
+                      budget=fs.privacy.Budget.open(
+                          other.population_fingerprint, "patient", epsilon=3.0, dp_delta=1e-3,
+                          folder=tmp_path / "b", label="simulation"), folder=tmp_path / "run")
+    assert other.fingerprint not in str(refused.value)
+
+
 def test_a_mean_without_stages_is_plain_federated_sgd():
     data = fs.data.heart_disease()
     model = fs.models.logistic_regression(data)
@@ -347,5 +375,7 @@ def test_a_plan_refuses_bad_settings_by_name(changes, words):
 def test_a_plan_refuses_what_does_not_suit_the_data():
     with pytest.raises(ParameterError, match="fewer than the 735 training records"):
         fs.FederationPlan(expected_batch=735).build()
+    with pytest.raises(ParameterError, match="less than one over the 735 training records"):
+        fs.FederationPlan(dp_delta=0.01).build()
     with pytest.raises(ParameterError, match="settings among"):
         fs.FederationPlan().replace(epsilon=3)
