@@ -374,7 +374,7 @@ def _opened_from_bytes(content: bytes, round: int) -> Opened:
         total = np.frombuffer(fields["total"], fields["dtype"])
         stored = Opened(fields["round"], total, tuple(fields["clients"]),
                         fields["submissions_digest"])
-    except Exception as error:
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         raise OpeningError(f"the stored result of round {round}", need="a whole file",
                            found="one that cannot be read", fix="Restore it from a backup; "
                            "the round is not opened a second time.") from error

@@ -17,6 +17,7 @@ from .accounting import DiscreteGaussianSum, share_stddev_for
 _PART_STDDEV = 0.999 * kernel.MAX_SIGMA
 _MOST_PARTS = 1024
 
+
 def discrete_gaussian(noise_multiplier: float, *, missing_shares: int = 0) -> Stage:
     """Add one client's share of discrete Gaussian noise to its integers.
 

@@ -1,4 +1,4 @@
-"""Shapes of the ChaCha20 kernel that the tests and the benchmarks share."""
+"""Shapes of the ChaCha20 kernel that every implementation is tested on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,3 @@ TEST_CASES = (
     Case(3, 65_537),
     Case(700, 100),
 )
-
-# A simulation's cohort, one client's model, and many small draws.
-BENCH_CASES = (Case(1, 1 << 20), Case(64, 65_536), Case(1_024, 1_024))
