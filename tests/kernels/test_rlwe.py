@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -214,11 +215,19 @@ def test_named_sets_are_fixed_and_secure():
         _, degree, bits = name.split("-")
         assert params.ring_degree == int(degree)
         assert int(bits) - 1 <= params.modulus_bits <= int(bits)
-        per_prime = params.moduli.primes[0].bit_length()
-        assert params.moduli.primes == modular.ntt_primes(
-            params.ring_degree, per_prime, params.num_limbs
+        kept = params.transport.moduli.primes
+        assert params.moduli.primes == (*kept, params.dropped_prime)[: params.num_limbs]
+        sizes = [q.bit_length() for q in kept]
+        assert sizes == sorted(sizes, reverse=True)
+        assert kept == tuple(
+            q
+            for size, count in Counter(sizes).items()
+            for q in modular.ntt_primes(params.ring_degree, size, count)
         )
-        assert params.security_bits >= 128 and "HomomorphicEncryption.org" in params.security_source
+        bits_of_all = params.moduli.product.bit_length()
+        assert len(rlwe.SECURITY_TABLES) == 2
+        assert all(bits_of_all <= table[int(degree)] for table in rlwe.SECURITY_TABLES.values())
+        assert all(source in params.security_source for source in rlwe.SECURITY_TABLES)
 
 
 def test_refusals():

@@ -12,12 +12,20 @@ from fedjax_kernels.rlwe.api import (
     sum_ciphertexts,
     words_needed,
 )
-from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
 from fedjax_kernels.rlwe.noise import failure_log2, noise_bits_needed, worst_case_noise
-from fedjax_kernels.rlwe.parameters import PARAMETER_SETS, Encoding, Parameters, parameters
+from fedjax_kernels.rlwe.parameters import (
+    PARAMETER_SETS,
+    SECURITY_TABLES,
+    Encoding,
+    Parameters,
+    PublicKey,
+    SecretKey,
+    parameters,
+)
 
 __all__ = [
     "PARAMETER_SETS",
+    "SECURITY_TABLES",
     "Decrypted",
     "Encoding",
     "Parameters",

@@ -17,8 +17,7 @@ import numpy as np
 
 from fedjax_kernels.modular.api import Implementation, choose
 from fedjax_kernels.rlwe import reference, xla
-from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
-from fedjax_kernels.rlwe.parameters import Encoding, Parameters
+from fedjax_kernels.rlwe.parameters import Encoding, Parameters, PublicKey, SecretKey
 
 
 class Decrypted(NamedTuple):
@@ -101,8 +100,9 @@ def encode(
     """Packs small integers into residues of scaled coefficients, for :func:`encrypt`.
 
     Args:
-        params: the parameter set.
-        encoding: the lanes; 2^total_bits <= Q.
+        params: the parameter set. Where it drops a prime p, residues are of p times the
+            coefficients, and a ciphertext of them has to pass :func:`switch_modulus`.
+        encoding: the lanes; 2^total_bits <= Q of `params.transport`.
         lanes: [num_lanes, N, batch] uint32. Sums stay exact while every lane's sum is below
             2^lane_bits.
         implementation: None, "xla" or "reference".

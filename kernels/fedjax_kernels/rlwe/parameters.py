@@ -1,4 +1,8 @@
-"""Named parameter sets with their security level and its source, and the plaintext encoding."""
+"""Named parameter sets with their security level and its source, the plaintext encoding, and keys.
+
+A set may end in a prime that ciphertexts lose before they travel (modulus switching): they are then
+sent, summed and decrypted under `Parameters.transport`, and are smaller and less noisy.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
+from typing import Any
+
+import jax
 
 from fedjax_kernels.modular.moduli import Moduli
 
@@ -13,11 +20,26 @@ from fedjax_kernels.modular.moduli import Moduli
 ERROR_BITS = 21
 ERROR_VARIANCE = ERROR_BITS / 2
 
-#: Largest log2 Q for 128-bit classical security with a ternary secret and sigma >= 3.19.
-MAX_LOG2_MODULUS: Mapping[int, int] = MappingProxyType({1024: 27, 2048: 54, 4096: 109, 8192: 218})
+#: Largest log2 Q for 128-bit classical security with a ternary secret and sigma >= 3.19, by each
+#: source. A set must satisfy both.
+SECURITY_TABLES: Mapping[str, Mapping[int, int]] = MappingProxyType(
+    {
+        "HomomorphicEncryption.org security standard (November 2018), table 1": MappingProxyType(
+            {1024: 27, 2048: 54, 4096: 109, 8192: 218}
+        ),
+        "Bossuat et al., security guidelines, ePrint 2024/463": MappingProxyType(
+            {1024: 26, 2048: 53, 4096: 106, 8192: 214}
+        ),
+    }
+)
+MAX_LOG2_MODULUS: Mapping[int, int] = MappingProxyType(
+    {
+        degree: min(table[degree] for table in SECURITY_TABLES.values())
+        for degree in (1024, 2048, 4096, 8192)
+    }
+)
 SECURITY_SOURCE = (
-    "HomomorphicEncryption.org security standard (November 2018), table 1, "
-    "ternary secret, classical, 128 bits"
+    "the stricter of " + " and ".join(SECURITY_TABLES) + "; ternary secret, classical, 128 bits"
 )
 
 
@@ -25,23 +47,36 @@ SECURITY_SOURCE = (
 class Parameters:
     """A parameter set of the encryption: the ring and the distributions.
 
+    Why a set may drop a prime: a fresh ciphertext of a public key carries far more noise than its
+    size needs. Dividing it by one of its primes removes that prime from every coefficient and most
+    of the noise with it.
+
     The secret and the ephemeral keys are uniform on {-1, 0, 1}. Errors are centred binomial with
     21 + 21 bits: standard deviation 3.24, above the 3.19 that the security table assumes.
 
     Args:
         name: names the set in wire formats and messages.
-        moduli: the primes and the ring degree N.
+        moduli: the primes and the ring degree N. Keys and fresh ciphertexts are modulo all of them:
+            the security level is that of their product.
+        transport_name: the set under which ciphertexts travel, with the same primes but the last;
+            empty where ciphertexts travel as they are.
 
     Raises:
-        ValueError: the set has less than 128 bits of security by the table.
+        ValueError: the set has less than 128 bits of security by either table.
 
     Example:
         >>> parameters("rlwe-4096-90").security_bits
         128
+        >>> parameters("rlwe-8192-212").transport.name, parameters("rlwe-8192-212").dropped_prime
+        ('rlwe-8192-196', 65537)
+
+    Source: modulus switching by Brakerski, Gentry, Vaikuntanathan (ePrint 2011/277), section 4.2,
+    by one prime of a residue number system as in Cheon, Han, Kim, Kim, Song (ePrint 2018/931).
     """
 
     name: str
     moduli: Moduli
+    transport_name: str = ""
 
     def __post_init__(self):
         degree, bits = self.moduli.ring_degree, self.moduli.product.bit_length()
@@ -53,6 +88,16 @@ class Parameters:
                 f"most {allowed}, got log2 Q = {bits} at N={degree}. "
                 "Use fewer or smaller primes, or a larger ring degree."
             )
+
+    @property
+    def transport(self) -> Parameters:
+        """The set under which ciphertexts travel, are summed and decrypted; often this one."""
+        return parameters(self.transport_name) if self.transport_name else self
+
+    @property
+    def dropped_prime(self) -> int:
+        """The prime by which ciphertexts are divided before they travel; 1 where there is none."""
+        return self.moduli.primes[-1] if self.transport_name else 1
 
     @property
     def ring_degree(self) -> int:
@@ -81,20 +126,31 @@ class Parameters:
 
 
 # The primes are written out, so that a name means the same bytes for ever: they are the largest
-# below 2^bits that are 1 mod 2N (`modular.ntt_primes`), which the tests check.
+# below 2^bits that are 1 mod 2N (`modular.ntt_primes`), for one or two sizes a set, which the tests
+# check. 65537 is dropped before ciphertexts travel.
+_PRIMES_8192_30 = (
+    1073692673, 1073643521, 1073479681, 1073430529, 1073299457, 1073233921, 1073184769,
+)
+_PRIMES_8192_29 = (536690689, 536641537, 536608769, 536543233, 536494081)
+_PRIMES_8192_28 = (
+    268369921, 268271617, 268238849, 268189697, 268091393, 268042241, 267943937,
+)
 _PRIMES: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType(
     {
         "rlwe-1024-26": (1024, (67104769,)),
         "rlwe-2048-52": (2048, (67104769, 67084289)),
         "rlwe-4096-60": (4096, (1073692673, 1073668097)),
         "rlwe-4096-90": (4096, (1073692673, 1073668097, 1073651713)),
+        "rlwe-4096-97": (4096, (33538049, 16760833, 16736257, 16588801)),
         "rlwe-4096-104": (4096, (67084289, 67043329, 66994177, 66969601)),
-        "rlwe-8192-210": (
-            8192,
-            (1073692673, 1073643521, 1073479681, 1073430529, 1073299457, 1073233921, 1073184769),
-        ),
+        "rlwe-8192-180": (8192, _PRIMES_8192_30[:6]),
+        "rlwe-8192-196": (8192, _PRIMES_8192_28),
+        "rlwe-8192-201": (8192, (*_PRIMES_8192_29, *_PRIMES_8192_28[:2])),
+        "rlwe-8192-210": (8192, _PRIMES_8192_30),
+        "rlwe-8192-212": (8192, (*_PRIMES_8192_28, 65537)),
     }
 )
+_TRANSPORT: Mapping[str, str] = MappingProxyType({"rlwe-8192-212": "rlwe-8192-196"})
 
 #: The names that :func:`parameters` knows.
 PARAMETER_SETS: tuple[str, ...] = tuple(_PRIMES)
@@ -125,7 +181,7 @@ def parameters(name: str) -> Parameters:
             "Larger rings hold more values and more summands in one ciphertext."
         )
     degree, primes = _PRIMES[name]
-    return Parameters(name, Moduli(primes, degree))
+    return Parameters(name, Moduli(primes, degree), _TRANSPORT.get(name, ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +222,12 @@ class Encoding:
         return self.noise_bits + self.num_lanes * self.lane_bits
 
     def check(self, params: Parameters) -> None:
-        """Refuses an encoding that the modulus cannot hold.
+        """Refuses an encoding that the modulus, as ciphertexts travel, cannot hold.
 
         Raises:
-            ValueError: 2^total_bits > Q.
+            ValueError: 2^total_bits > Q of `params.transport`.
         """
+        params = params.transport
         if self.total_bits > params.modulus_bits:
             raise ValueError(
                 f"encoding needs 2^total_bits <= Q, so at most {params.modulus_bits} bits with "
@@ -178,3 +235,29 @@ class Encoding:
                 f"{self.lane_bits} bits above {self.noise_bits} bits of noise). "
                 "Use fewer or narrower lanes, or a larger parameter set."
             )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class SecretKey:
+    """The ternary secret s, transformed: [limb, N, 1] uint32 residues in bit-reversed order."""
+
+    s: Any
+
+    def __repr__(self) -> str:
+        return "SecretKey(hidden)"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class PublicKey:
+    """The pair (b, a) with b = e - a s, transformed: each [limb, N, 1] uint32 residues.
+
+    `a` is sampled as it stands, in the transformed domain.
+    """
+
+    b: Any
+    a: Any
+
+    def __repr__(self) -> str:
+        return f"PublicKey(shape={list(getattr(self.a, 'shape', ()))})"

@@ -7,8 +7,7 @@ import numpy as np
 
 from fedjax_kernels.modular import reference as modular
 from fedjax_kernels.ntt import reference as ntt
-from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
-from fedjax_kernels.rlwe.parameters import ERROR_BITS
+from fedjax_kernels.rlwe.parameters import ERROR_BITS, PublicKey, SecretKey
 
 
 def _integers(words) -> np.ndarray:
@@ -49,7 +48,7 @@ def generate_key(words, *, params):
 
 def encode(lanes, *, params, encoding):
     scaled = [
-        _integers(lane) << (encoding.noise_bits + j * encoding.lane_bits)
+        params.dropped_prime * _integers(lane) << (encoding.noise_bits + j * encoding.lane_bits)
         for j, lane in enumerate(lanes)
     ]
     return _residues(np.sum(scaled, axis=0), params)

@@ -13,8 +13,7 @@ from fedjax_kernels.modular import xla as modular
 from fedjax_kernels.modular.moduli import Moduli
 from fedjax_kernels.modular.xla import mulhi
 from fedjax_kernels.ntt import xla as ntt
-from fedjax_kernels.rlwe.keys import PublicKey, SecretKey
-from fedjax_kernels.rlwe.parameters import ERROR_BITS
+from fedjax_kernels.rlwe.parameters import ERROR_BITS, PublicKey, SecretKey
 
 _ERROR_MASK = np.uint32((1 << ERROR_BITS) - 1)
 
@@ -55,7 +54,8 @@ def encode(lanes, *, params, encoding):
     total = None
     for j in range(encoding.num_lanes):
         shift = encoding.noise_bits + j * encoding.lane_bits
-        scale = moduli.per_limb(lambda q, shift=shift: pow(2, shift, q))
+        factor = params.dropped_prime << shift
+        scale = moduli.per_limb(lambda q, factor=factor: factor % q)
         term = modular.mul_constant(lanes[j][None], scale, moduli.shoup(scale), moduli=moduli)
         total = term if total is None else modular.add(total, term, moduli=moduli)
     return total
