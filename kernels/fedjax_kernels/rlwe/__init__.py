@@ -12,7 +12,12 @@ from fedjax_kernels.rlwe.api import (
     sum_ciphertexts,
     words_needed,
 )
-from fedjax_kernels.rlwe.noise import failure_log2, noise_bits_needed, worst_case_noise
+from fedjax_kernels.rlwe.noise import (
+    failure_log2,
+    noise_bits_needed,
+    noise_variance,
+    worst_case_noise,
+)
 from fedjax_kernels.rlwe.parameters import (
     PARAMETER_SETS,
     SECURITY_TABLES,
@@ -40,6 +45,7 @@ __all__ = [
     "generate_key",
     "key_words_needed",
     "noise_bits_needed",
+    "noise_variance",
     "parameters",
     "sum_ciphertexts",
     "words_needed",
