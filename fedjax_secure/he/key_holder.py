@@ -86,7 +86,7 @@ class KeyHolder(OnceOpener):
                 found="one that two clients sent",
                 fix="Find out which client copied the other's; it would count twice.",
             )
-        params, total = packing.params, None
+        params, total = packing.transport, None
         size = min(_BLOCK, packing.max_summands)
         for start in range(0, len(payloads), size):
             block = np.zeros((size, *packing.ciphertext_shape), np.uint32)
@@ -94,7 +94,8 @@ class KeyHolder(OnceOpener):
                 block[place] = self._read(payload, start + place)
             part = rlwe.sum_ciphertexts(params, block)
             total = part if total is None else rlwe.add(params, total, part)
-        opened = rlwe.decrypt(params, self._secret_key, total, packing.encoding)
+        secret_key = rlwe.SecretKey(self._secret_key.s[: params.num_limbs])
+        opened = rlwe.decrypt(params, secret_key, total, packing.encoding)
         if not bool(opened.valid):
             raise InvalidSum(
                 where,

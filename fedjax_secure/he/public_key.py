@@ -16,14 +16,12 @@ from . import wire
 from .key_holder import KeyHolder
 from .packing import Packing, plan_packing
 
-DEFAULT_PARAMETERS = "rlwe-4096-90"
-
 
 @dataclasses.dataclass(frozen=True)
 class PublicKeyScheme:
     """What :func:`public_key` returns; see :class:`fedjax_secure.he.Scheme`."""
 
-    parameters: str = DEFAULT_PARAMETERS
+    parameters: str | None = None
     name: str = dataclasses.field(default="public_key", init=False)
 
     def plan(self, spec: Spec) -> Packing:
@@ -35,9 +33,9 @@ class PublicKeyScheme:
 
     def opener_text(self, spec: Spec) -> str:
         """Who opens the sum, for the threat model."""
-        params = rlwe.parameters(self.parameters)
+        params = self.plan(spec).params
         return (
-            f"one key holder (Ring-LWE {self.parameters}, {params.security_bits}-bit security), "
+            f"one key holder (Ring-LWE {params.name}, {params.security_bits}-bit security), "
             f"whose secret key the server does not have. It opens sums of {spec.min_clients} or "
             f"more {spec.client_name}s only, and is trusted not to open one {spec.client_name}'s "
             "ciphertext; whoever breaks into it can."
@@ -50,10 +48,11 @@ class PublicKeyScheme:
         return {"public_key": holder.public_key, "key_id": key_id}, holder
 
     def encrypt(self, plan: Packing, keys: Any, stream: Stream, value: jax.Array) -> jax.Array:
-        """Encrypt uint32 [dim] ring elements to uint32 [2, limb, N, polynomial]."""
+        """Encrypt uint32 [dim] ring elements to uint32 [2, limb, N, polynomial], as they travel."""
         params = plan.params
         words = stream.words(rlwe.words_needed(params, plan.num_polynomials))
-        return rlwe.encrypt(params, keys["public_key"], plan.pack(value), words)
+        fresh = rlwe.encrypt(params, keys["public_key"], plan.pack(value), words)
+        return fresh if plan.transport is params else rlwe.switch_modulus(params, fresh)
 
     def to_wire(self, plan: Packing, keys: Any, payloads: Any, setting: Setting) -> list[bytes]:
         """One message a client from uint32 [clients, 2, limb, N, polynomial]."""
@@ -64,7 +63,7 @@ class PublicKeyScheme:
         return f"public_key(parameters={self.parameters!r})"
 
 
-def public_key(parameters: str = DEFAULT_PARAMETERS) -> PublicKeyScheme:
+def public_key(parameters: str | None = None) -> PublicKeyScheme:
     """Encryption under the public key of one key holder, exact and inside the compiled round.
 
     Why: the server then sums updates that it cannot read. Several values share a coefficient, and
@@ -72,12 +71,13 @@ def public_key(parameters: str = DEFAULT_PARAMETERS) -> PublicKeyScheme:
 
     Guarantees:
         Sums open to exactly the ring elements that were encrypted, modulo the ring, except with
-        probability at most 2^-40 a round. At least 128 bits of security by the table of
-        HomomorphicEncryption.org. The private key is in the :class:`KeyHolder` only.
+        probability at most 2^-40 a round. At least 128 bits of security by the tables of
+        HomomorphicEncryption.org and ePrint 2024/463. The private key is in the
+        :class:`KeyHolder` only.
 
     Args:
-        parameters: ``"rlwe-4096-90"`` suits most models. ``"rlwe-2048-52"`` makes smaller messages
-            for small models; ``"rlwe-8192-210"`` carries the most per byte for large ones.
+        parameters: name of a parameter set (``fedjax_kernels.rlwe.PARAMETER_SETS``); None takes
+            the one that suits the model, the ring and the number of clients best.
 
     Returns:
         A scheme for :func:`fedjax_secure.he.encrypt`.
@@ -88,7 +88,7 @@ def public_key(parameters: str = DEFAULT_PARAMETERS) -> PublicKeyScheme:
     Example:
         >>> from fedjax_secure.core import Spec
         >>> spec = Spec(dim=30, num_clients=4, num_records=900, denominator=90.0, modulus=2**24)
-        >>> print(public_key("rlwe-2048-52").plan(spec).explain().splitlines()[1])
+        >>> print(public_key().plan(spec).explain().splitlines()[1])
         A lane has 26 bits: 24 of the ring and 2 for the carries of 4 summands.
 
     Source: Lyubashevsky, Peikert, Regev (ePrint 2012/230), section 8.2; plaintext in the upper bits

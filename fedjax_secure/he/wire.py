@@ -111,7 +111,7 @@ def ciphertext_to_bytes(packing: Packing, key_id: bytes, ciphertext: Any) -> byt
             found=f"{array.dtype} {list(array.shape)}",
             fix="Encrypt with the same packing.",
         )
-    return _to_bytes(_CIPHERTEXT, packing.params, key_id, array, _packing_fields(packing))
+    return _to_bytes(_CIPHERTEXT, packing.transport, key_id, array, _packing_fields(packing))
 
 
 def ciphertext_from_bytes(content: bytes, packing: Packing, key_id: bytes) -> np.ndarray:
@@ -134,7 +134,7 @@ def ciphertext_from_bytes(content: bytes, packing: Packing, key_id: bytes) -> np
         UpdateError,
         content,
         _CIPHERTEXT,
-        packing.params,
+        packing.transport,
         key_id,
         packing.num_polynomials,
         _packing_fields(packing),

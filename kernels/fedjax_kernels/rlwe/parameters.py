@@ -24,10 +24,10 @@ ERROR_VARIANCE = ERROR_BITS / 2
 #: source. A set must satisfy both.
 SECURITY_TABLES: Mapping[str, Mapping[int, int]] = MappingProxyType(
     {
-        "HomomorphicEncryption.org security standard (November 2018), table 1": MappingProxyType(
+        "HomomorphicEncryption.org security standard 2018, table 1": MappingProxyType(
             {1024: 27, 2048: 54, 4096: 109, 8192: 218}
         ),
-        "Bossuat et al., security guidelines, ePrint 2024/463": MappingProxyType(
+        "security guidelines of Bossuat et al., ePrint 2024/463": MappingProxyType(
             {1024: 26, 2048: 53, 4096: 106, 8192: 214}
         ),
     }
@@ -38,9 +38,7 @@ MAX_LOG2_MODULUS: Mapping[int, int] = MappingProxyType(
         for degree in (1024, 2048, 4096, 8192)
     }
 )
-SECURITY_SOURCE = (
-    "the stricter of " + " and ".join(SECURITY_TABLES) + "; ternary secret, classical, 128 bits"
-)
+SECURITY_SOURCE = " and ".join(SECURITY_TABLES) + ", ternary secret, classical"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +155,16 @@ _PRIMES: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType(
         "rlwe-4096-104": (4096, (67084289, 67043329, 66994177, 66969601)),
         "rlwe-8192-180": (8192, _PRIMES_8192_30[:6]),
         "rlwe-8192-196": (8192, _PRIMES_8192_28),
+        "rlwe-8192-197": (8192, (*_PRIMES_8192_29[:1], *_PRIMES_8192_28[:6])),
         "rlwe-8192-201": (8192, (*_PRIMES_8192_29, *_PRIMES_8192_28[:2])),
         "rlwe-8192-210": (8192, _PRIMES_8192_30),
         "rlwe-8192-212": (8192, (*_PRIMES_8192_28, 65537)),
+        "rlwe-8192-213": (8192, (*_PRIMES_8192_29[:1], *_PRIMES_8192_28[:6], 65537)),
     }
 )
-_TRANSPORT: Mapping[str, str] = MappingProxyType({"rlwe-8192-212": "rlwe-8192-196"})
+_TRANSPORT: Mapping[str, str] = MappingProxyType(
+    {"rlwe-8192-212": "rlwe-8192-196", "rlwe-8192-213": "rlwe-8192-197"}
+)
 
 #: The names that :func:`parameters` knows.
 PARAMETER_SETS: tuple[str, ...] = tuple(_PRIMES)
