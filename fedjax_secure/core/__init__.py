@@ -21,18 +21,19 @@ from .opening import (
     Opener,
     Setting,
     Signer,
+    StoredPayload,
     Submission,
 )
 from .randomness import SecureSource, SeededSource, Source, Stream, source
 from .record import RoundRecord, model_digest
-from .spec import Mechanism, Sampling, Spec, ThreatModel
+from .spec import Aggregator, Mechanism, Sampling, Spec, ThreatModel
 from .stage import Aggregation, Stage, Static, chain
 
 __all__ = [
-    "Aggregation", "BudgetError", "ClearOpener", "Cohort", "DataError", "InvalidSum", "LedgerError",
-    "Mechanism", "OnceOpener", "Opened", "Opener", "OpeningError", "ParameterError", "PartyError",
-    "ResumeError", "RoundRecord", "RoundState", "Sampling", "SecureFederationError",
+    "Aggregation", "Aggregator", "BudgetError", "ClearOpener", "Cohort", "DataError", "InvalidSum",
+    "LedgerError", "Mechanism", "OnceOpener", "Opened", "Opener", "OpeningError", "ParameterError",
+    "PartyError", "ResumeError", "RoundRecord", "RoundState", "Sampling", "SecureFederationError",
     "SecureSource", "SeededSource", "Setting", "Signer", "Source", "Spec", "SpecError", "Stage",
-    "Static", "Stream", "Submission", "ThreatModel", "UpdateError", "chain", "model_digest",
-    "source",
+    "Static", "StoredPayload", "Stream", "Submission", "ThreatModel", "UpdateError", "chain",
+    "model_digest", "source",
 ]

@@ -5,6 +5,9 @@ answers and the key it encrypted under. An :class:`Opener` takes the clients' si
 not a sum that somebody else computed; it checks every signature, enforces the minimum number of
 distinct clients, sums, opens, and never opens a second set of submissions for the same round.
 What it opened is on disk before it is returned, so a run that was killed gets the same sum again.
+
+Where a run trusts its aggregator (``Setting.aggregator`` is ``"semi-honest"``), the opener takes a
+sum that the aggregator made, once a round: the checks of submissions do not happen then.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 import msgpack
 import numpy as np
@@ -25,12 +28,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
-from . import ring
-from .errors import OpeningError
+from .errors import OpeningError, ResumeError
 from .randomness import Source
-from .spec import Spec
+from .spec import Aggregator, Spec
 
 _DOMAIN = b"fedjax_secure/submission/1"
+_TOTAL_DOMAIN = b"fedjax_secure/total/1"
 CLEAR_KEY_ID = bytes(32)
 
 
@@ -57,6 +60,53 @@ class Signer:
         return f"Signer(public_key={self.public_key.hex()})"
 
 
+class StoredPayload:
+    """A payload that lies in a file and is read only when it is needed.
+
+    A thousand clients' ciphertexts need not be in memory at once.
+
+    Args:
+        path: the file.
+        start: where the payload begins.
+        size: its bytes.
+        digest: its SHA-256.
+
+    Raises:
+        ResumeError: (from ``bytes``) the file does not hold these bytes any more.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     _ = file.write(b"abcdef"), file.flush()
+        ...     stored = StoredPayload(Path(file.name), 2, 3, hashlib.sha256(b"cde").digest())
+        ...     bytes(stored), len(stored)
+        (b'cde', 3)
+    """
+
+    def __init__(self, path: Path, start: int, size: int, digest: bytes):
+        self.path, self.start, self.digest = path, start, digest
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.start)
+                content = file.read(self._size)
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).digest() != self.digest:
+            raise ResumeError("reading a stored payload", need="the bytes that were written",
+                              found="others, or none", fix="Restore the run's folder from a "
+                              "backup, or begin a new run.")
+        return content
+
+    def __repr__(self) -> str:
+        return f"StoredPayload({self._size} bytes)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Submission:
     """One client's signed message of one round.
@@ -67,7 +117,7 @@ class Submission:
         round: the round, from 1.
         model_digest: SHA-256 of the model that the update answers.
         key_id: SHA-256 of the public key the payload is encrypted under; zeros in the clear.
-        payload: the encoded value, as its scheme's wire format has it.
+        payload: the encoded value, as its scheme's wire format has it; perhaps in a file.
         signature: Ed25519 over :meth:`statement`.
     """
 
@@ -76,12 +126,14 @@ class Submission:
     round: int
     model_digest: bytes
     key_id: bytes
-    payload: bytes = dataclasses.field(repr=False)
+    payload: bytes | StoredPayload = dataclasses.field(repr=False)
     signature: bytes = dataclasses.field(default=b"", repr=False)
 
     @property
     def payload_digest(self) -> bytes:
         """SHA-256 of the payload."""
+        if isinstance(self.payload, StoredPayload):
+            return self.payload.digest
         return hashlib.sha256(self.payload).digest()
 
     @property
@@ -116,6 +168,7 @@ class Setting:
         min_clients: how many distinct clients a sum needs.
         source: where keys come from.
         folder: a private folder for the opener's keys and results; None keeps both in memory.
+        aggregator: whether openers recompute the sum, or trust the aggregator's.
     """
 
     run: bytes
@@ -123,6 +176,7 @@ class Setting:
     min_clients: int
     source: Source
     folder: Path | None = None
+    aggregator: Aggregator = "untrusted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +187,8 @@ class Opened:
         round: the round it belongs to.
         total: uint32 (ring elements) or float32, [dim].
         clients: whose submissions are in it, sorted.
-        submissions_digest: SHA-256 over the signed statements, in the clients' order.
+        submissions_digest: SHA-256 over the signed statements, in the clients' order; of a sum
+            that the aggregator made, over that sum, the model and the clients.
     """
 
     round: int
@@ -166,6 +221,12 @@ class Opener(Protocol):
         """Check, sum and open."""
         ...
 
+    def open_total(
+        self, round: int, model_digest: bytes, total: bytes, clients: Sequence[str]
+    ) -> Opened:
+        """Open a sum that a trusted aggregator made."""
+        ...
+
     def opened(self, round: int) -> Opened | None:
         """The stored result of a round, or None."""
         ...
@@ -181,8 +242,11 @@ class OnceOpener:
     Args:
         setting: the run, its roster, the minimum of clients, and the folder for results.
         key_id: what submissions must name as the key they were encrypted under.
-        open_payloads: ``list[bytes] -> total``; sums the payloads itself and opens the sum. Raises
-            OpeningError for what it refuses to open, and InvalidSum for what it should not have.
+        open_payloads: ``Sequence[bytes] -> total``; sums the payloads itself and opens the sum. It
+            should take them one after another, since they may lie on disk. Raises OpeningError for
+            what it refuses to open, and InvalidSum for what it should not have.
+        open_sum: ``(bytes, num_clients) -> total``; opens a sum that the aggregator made. None
+            where that cannot be asked for.
         on_close: called once by :meth:`close`.
         keeps_key: whether the private key outlives this object, in the setting's folder.
 
@@ -190,6 +254,7 @@ class OnceOpener:
         Nothing is opened unless every submission is signed by a client of the roster, for this
         run, round, model and key, and at least ``min_clients`` distinct clients are present. One
         round is opened for one set of submissions only. The result is durable before it returns.
+        A sum of others' making is opened only where the setting trusts the aggregator.
 
     Raises:
         OpeningError: any check fails; nothing has been opened then.
@@ -199,13 +264,15 @@ class OnceOpener:
         self,
         setting: Setting,
         key_id: bytes,
-        open_payloads: Callable[[list[bytes]], np.ndarray],
+        open_payloads: Callable[[Sequence[bytes]], np.ndarray],
         *,
+        open_sum: Callable[[bytes, int], np.ndarray] | None = None,
         on_close: Callable[[], None] | None = None,
         keeps_key: bool = True,
     ):
         self.setting, self.key_id, self.keeps_key = setting, key_id, keeps_key
-        self._open_payloads, self._on_close = open_payloads, on_close
+        self._open_payloads, self._open_sum = open_payloads, open_sum
+        self._on_close = on_close
         self._results: dict[int, Opened] = {}
         self._failed: set[int] = set()
         if setting.folder is not None:
@@ -230,8 +297,64 @@ class OnceOpener:
         bound = all(submission.model_digest == model_digest for submission in ordered)
         if before is not None and before.submissions_digest == digest and bound:
             return before  # the very statements and signatures that were checked then
+        if self.setting.aggregator != "untrusted":
+            raise OpeningError(
+                where, need="the aggregator's sum, as this run was set up",
+                found="submissions", fix="Use open_total(...), or set the run up with "
+                'aggregator="untrusted".')
         self._check(where, round, model_digest, ordered)
-        if before is not None:
+        payloads = _Payloads([submission.payload for submission in ordered])
+        return self._once(where, round, clients, digest, lambda: self._open_payloads(payloads))
+
+    def open_total(
+        self, round: int, model_digest: bytes, total: bytes, clients: Sequence[str]
+    ) -> Opened:
+        """Open a sum that the aggregator made, where the run trusts it to have added honestly.
+
+        Args:
+            round: the round, from 1.
+            model_digest: SHA-256 of the model that the updates answer.
+            total: the sum as the scheme's wire format has one client's message.
+            clients: whose values are in it, by the aggregator's word.
+
+        Returns:
+            The opened sum; the stored one if this very sum was opened before.
+
+        Raises:
+            OpeningError: the run does not trust its aggregator, the scheme cannot do this, or too
+                few, unknown or repeated clients.
+        """
+        where, names = f"opening round {round}", tuple(sorted(clients))
+        fields = (_TOTAL_DOMAIN, model_digest, hashlib.sha256(total).digest(),
+                  *(name.encode() for name in names))
+        digest = hashlib.sha256(
+            b"".join(struct.pack("<I", len(field)) + field for field in fields)).digest()
+        before = self.opened(round)
+        if before is not None and before.submissions_digest == digest:
+            return before
+        if self.setting.aggregator != "semi-honest" or self._open_sum is None:
+            raise OpeningError(
+                where, need="the clients' signed submissions", found="a sum made by others",
+                fix="Use open(...). Only a run of aggregator=\"semi-honest\" opens such sums, with "
+                "a scheme that adds up inside the compiled round.")
+        unknown = [name for name in names if name not in self.setting.roster]
+        if unknown or len(set(names)) != len(names) or len(names) < self.setting.min_clients:
+            raise OpeningError(
+                where, need=f"at least {self.setting.min_clients} distinct clients of the roster",
+                found=f"{len(set(names) - set(unknown))}, {len(unknown)} unknown",
+                fix="Sum each registered client's value once.")
+        open_sum, count = self._open_sum, len(names)
+        return self._once(where, round, names, digest, lambda: open_sum(total, count))
+
+    def _once(
+        self,
+        where: str,
+        round: int,
+        clients: tuple[str, ...],
+        digest: bytes,
+        open_it: Callable[[], np.ndarray],
+    ) -> Opened:
+        if self.opened(round) is not None:
             raise OpeningError(
                 where, need="a round that has not been opened", fix="Use the stored result.",
                 found="another set of submissions for a round that was opened already")
@@ -241,7 +364,7 @@ class OnceOpener:
                 "because its sum was invalid", fix="Begin a new run, with a new key, without the "
                 "client that did not encode as planned.")
         try:
-            total = np.asarray(self._open_payloads([s.payload for s in ordered]))
+            total = np.asarray(open_it())
         except InvalidSum:
             self._fail(round)
             raise
@@ -331,17 +454,41 @@ class ClearOpener(OnceOpener):
         modulus, dim = spec.modulus, spec.dim
         dtype = np.dtype("<f4") if modulus is None else np.dtype("<u4")
 
-        def add(payloads: list[bytes]) -> np.ndarray:
-            for payload in payloads:
-                if len(payload) != 4 * dim:
-                    raise OpeningError("the sum", need=f"{4 * dim} bytes a client",
-                                       found=f"{len(payload)}", fix="Send one word a value.")
-            values = np.stack([np.frombuffer(payload, dtype) for payload in payloads])
-            if modulus is None:
-                return values.sum(axis=0, dtype=np.float32)
-            return ring.sum_elements(values, modulus)
+        def read(payload: bytes) -> np.ndarray:
+            if len(payload) != 4 * dim:
+                raise OpeningError("the sum", need=f"{4 * dim} bytes a client",
+                                   found=f"{len(payload)}", fix="Send one word a value.")
+            return np.frombuffer(payload, dtype)
 
-        super().__init__(setting, CLEAR_KEY_ID, add)
+        def add(payloads: Sequence[bytes]) -> np.ndarray:
+            total = np.zeros(dim, dtype)
+            for payload in payloads:
+                total += read(payload)  # words wrap modulo 2^32, a multiple of the modulus
+            return total if modulus is None else np.bitwise_and(total, np.uint32(modulus - 1))
+
+        def open_sum(payload: bytes, num_clients: int) -> np.ndarray:
+            return read(payload)
+
+        super().__init__(setting, CLEAR_KEY_ID, add, open_sum=open_sum)
+
+
+class _Payloads(Sequence[bytes]):
+    """Payloads as bytes, read from disk one at a time where they lie there."""
+
+    def __init__(self, payloads: Sequence[bytes | StoredPayload]):
+        self._payloads = payloads
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> _Payloads: ...
+    def __getitem__(self, place: int | slice) -> bytes | _Payloads:
+        if isinstance(place, slice):
+            return _Payloads(self._payloads[place])
+        return bytes(self._payloads[place])
 
 
 def write_durably(path: Path, content: bytes, *, private: bool = True) -> None:

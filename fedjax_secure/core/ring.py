@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .errors import SpecError
 
@@ -43,8 +42,3 @@ def centre(elements: jax.Array, modulus: int) -> jax.Array:
     shifted = wrap(jnp.asarray(elements).astype(jnp.uint32) + jnp.uint32(half), modulus)
     return shifted.astype(jnp.int32) - half
 
-
-def sum_elements(elements: np.ndarray, modulus: int) -> np.ndarray:
-    """Sum ring elements over the first axis on the host: uint32 [clients, dim] -> [dim]."""
-    total = np.sum(np.asarray(elements), axis=0, dtype=np.uint64)
-    return np.asarray(total & np.uint64(modulus - 1), np.uint32)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 DType = Literal["float32", "int32", "uint32", "ciphertext"]
 Unit = Literal["record", "client"]
 
+#: Who makes the sum that is opened: the opener, from the clients' signed messages ("untrusted"), or
+#: the aggregator, which is trusted to add them honestly ("semi-honest").
+Aggregator = Literal["untrusted", "semi-honest"]
+
 #: Probability that is treated as "never" where a bound on a random value is stated.
 NEGLIGIBLE = 2.0**-40
 
@@ -128,6 +132,8 @@ class Spec:
         mechanism: what the accountant gets, once noise has been added.
         readable: whether the server may read ONE client's value.
         opener: who opens the sum, in words, and what is assumed of them.
+        aggregator: ``"untrusted"``: who opens the sum makes it, from the clients' signed messages;
+            ``"semi-honest"``: the aggregator makes it, and is trusted to have added what it got.
 
     Raises:
         SpecError: a count, bound or denominator that makes no sense.
@@ -156,6 +162,7 @@ class Spec:
     mechanism: Mechanism | None = None
     readable: bool = True
     opener: str = ""
+    aggregator: Aggregator = "untrusted"
 
     def __post_init__(self):
         checks = (
@@ -269,6 +276,11 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         f"no {unit} is in two {client}s." if spec.unit == "record" else "",
         f"the number of {unit}s, their split and the expected batch are public constants.",
     ]
+    if spec.aggregator == "semi-honest" and not spec.readable:
+        assumptions.append(
+            f"semi-honest aggregator: the server adds the {client}s' ciphertexts as they come, and "
+            f"has that sum opened and no other; one that cheats can have one {client}'s ciphertext "
+            "opened. No message is signed or kept.")
     if not spec.readable:
         assumptions.append(
             f"no {client} sees another's ciphertext before it has committed to its own: one that "

@@ -47,6 +47,8 @@ class Stage(NamedTuple):
             opener can read the sum (encryption, masks): makes keys and the opener.
         to_wire: ``(state, payloads, setting) -> list[bytes]``, one message a client; None where
             the value is sent as plain little-endian words.
+        add: ``(state, payload, payload) -> payload``, for a stage with ``setup`` whose payloads are
+            added up inside a compiled round; None where only the opener can.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Stage(NamedTuple):
     rounds: bool = False
     setup: Callable[[State, Spec, Setting], tuple[State, Opener]] | None = None
     to_wire: Callable[[State, Any, Setting], list[bytes]] | None = None
+    add: Callable[[State, Any, Any], Any] | None = None
 
 
 class Aggregation(NamedTuple):
@@ -75,6 +78,10 @@ class Aggregation(NamedTuple):
         seal: ``(states, keys, elements) -> payloads``: what hides the elements, if the chain ends
             with such a stage; else the elements themselves.
         to_wire: ``(states, payloads, setting) -> list[bytes]``, one message a client.
+        contribution: ``(states, key [8], value [dim]) -> (payload, finite)``: ``encode`` and
+            ``seal`` of one client's value, for a round that adds payloads up as they are made.
+        add: ``(states, payload, payload) -> payload``; None where a stage's payloads cannot be
+            added inside a compiled round.
         reduce: ``(elements, alive [clients]) -> total``: the sum in the clear. An opener comes to
             the same total from the sealed payloads.
         decode: ``(states, total) -> (mean [dim] float32, states, metrics)``.
@@ -88,6 +95,8 @@ class Aggregation(NamedTuple):
     encode: Callable[..., tuple[jax.Array, jax.Array]]
     seal: Callable[..., Any]
     to_wire: Callable[[States, Any, Setting], list[bytes]]
+    contribution: Callable[..., tuple[Any, jax.Array]]
+    add: Callable[[States, Any, Any], Any] | None
     reduce: Callable[..., jax.Array]
     decode: Callable[..., tuple[jax.Array, States, dict]]
 
@@ -149,24 +158,37 @@ def chain(*stages: Stage) -> Aggregation:
             vector = stage.client(states[stage.name], Stream(key, place, slot), vector)
         return vector
 
-    def encode(states, keys, values):
-        finite = jnp.all(jnp.isfinite(values), axis=1)
-        values = jnp.where(finite[:, None], values, jnp.zeros_like(values))
+    def encode_one(states, key, value):
+        finite = jnp.all(jnp.isfinite(value))
+        value = jnp.where(finite, value, jnp.zeros_like(value))
         modulus = states[_MEAN]["modulus"].value
+        for place, stage in enumerate(open_stages[split:], start=split):
+            value = stage.client(states[stage.name], Stream(key, place), value)
+        return (value if modulus is None else ring.wrap(value, modulus)), finite
 
-        def one(key, value):
-            for place, stage in enumerate(open_stages[split:], start=split):
-                value = stage.client(states[stage.name], Stream(key, place), value)
-            return value if modulus is None else ring.wrap(value, modulus)
+    def seal_one(states, key, element):
+        if seal_stage is None:
+            return element
+        stream = Stream(key, len(stages) - 1)
+        return seal_stage.client(states[seal_stage.name], stream, element)
 
-        return jax.vmap(one)(jnp.asarray(keys), values), finite
+    def encode(states, keys, values):
+        return jax.vmap(lambda key, value: encode_one(states, key, value))(
+            jnp.asarray(keys), values)
 
     def seal(states, keys, elements):
-        if seal_stage is None:
-            return elements
-        state, place, client = states[seal_stage.name], len(stages) - 1, seal_stage.client
-        return jax.vmap(lambda key, value: client(state, Stream(key, place), value))(
+        return jax.vmap(lambda key, element: seal_one(states, key, element))(
             jnp.asarray(keys), elements)
+
+    def contribution(states, key, value):
+        element, finite = encode_one(states, key, value)
+        return seal_one(states, key, element), finite
+
+    def add(states, one, other):
+        if seal_stage is not None and seal_stage.add is not None:
+            return seal_stage.add(states[seal_stage.name], one, other)
+        modulus = states[_MEAN]["modulus"].value
+        return one + other if modulus is None else ring.wrap(one + other, modulus)
 
     def to_wire(states, payloads, setting):
         if seal_stage is not None and seal_stage.to_wire is not None:
@@ -185,8 +207,9 @@ def chain(*stages: Stage) -> Aggregation:
             metrics |= {f"{stage.name}/{name}": value for name, value in found.items()}
         return total / states[_MEAN]["denominator"], after, metrics
 
+    addable = seal_stage is None or seal_stage.add is not None
     return Aggregation(tuple(stages), split, init, setup, encode_record, encode, seal, to_wire,
-                       reduce, decode)
+                       contribution, add if addable else None, reduce, decode)
 
 
 def _record_split(stages: tuple[Stage, ...]) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -63,14 +66,15 @@ class KeyHolder(OnceOpener):
         words = host_words(seed, rlwe.key_words_needed(params)).astype(np.uint32)
         self._secret_key, self.public_key = rlwe.generate_key(params, words)
         content = wire.public_key_to_bytes(packing.parameters, self.public_key)
-        super().__init__(setting, wire.key_id_of(content), self._sum_and_decrypt)
+        super().__init__(setting, wire.key_id_of(content), self._sum_and_decrypt,
+                         open_sum=self._decrypt_sum)
 
     @property
     def public_key_bytes(self) -> bytes:
         """The public key as the clients get it; its SHA-256 is :attr:`key_id`."""
         return wire.public_key_to_bytes(self.packing.parameters, self.public_key)
 
-    def _sum_and_decrypt(self, payloads: list[bytes]) -> np.ndarray:
+    def _sum_and_decrypt(self, payloads: Sequence[bytes]) -> np.ndarray:
         where, packing = "opening a sum", self.packing
         if not 1 <= len(payloads) <= packing.max_summands:
             raise OpeningError(
@@ -79,38 +83,54 @@ class KeyHolder(OnceOpener):
                 found=str(len(payloads)),
                 fix="Plan the chain for more clients.",
             )
-        if len(set(payloads)) != len(payloads):
-            raise OpeningError(
-                where,
-                need="a fresh ciphertext from every client",
-                found="one that two clients sent",
-                fix="Find out which client copied the other's; it would count twice.",
-            )
-        params, total = packing.transport, None
+        params, total, seen = packing.transport, None, set()
         size = min(_BLOCK, packing.max_summands)
         for start in range(0, len(payloads), size):
             block = np.zeros((size, *packing.ciphertext_shape), np.uint32)
             for place, payload in enumerate(payloads[start : start + size]):
-                block[place] = self._read(payload, start + place)
+                block[place] = self._read(payload, f"client {start + place + 1} (in order of ids)")
+                digest = hashlib.sha256(payload).digest()
+                if digest in seen:
+                    raise OpeningError(
+                        where,
+                        need="a fresh ciphertext from every client",
+                        found="one that two clients sent",
+                        fix="Find out which client copied the other's; it would count twice.",
+                    )
+                seen.add(digest)
             part = rlwe.sum_ciphertexts(params, block)
             total = part if total is None else rlwe.add(params, total, part)
+        return self._decrypt(total, len(payloads))
+
+    def _decrypt_sum(self, payload: bytes, num_clients: int) -> np.ndarray:
+        if num_clients > self.packing.max_summands:
+            raise OpeningError(
+                "opening a sum",
+                need=f"at most {self.packing.max_summands} summands, as planned",
+                found=str(num_clients),
+                fix="Plan the chain for more clients.",
+            )
+        return self._decrypt(self._read(payload, "the aggregator's sum"), num_clients)
+
+    def _decrypt(self, total: Any, num_clients: int) -> np.ndarray:
+        packing, params = self.packing, self.packing.transport
         secret_key = rlwe.SecretKey(self._secret_key.s[: params.num_limbs])
         opened = rlwe.decrypt(params, secret_key, total, packing.encoding)
         if not bool(opened.valid):
             raise InvalidSum(
-                where,
+                "opening a sum",
                 need="a sum within the planned lanes",
                 found="bits above them: a client did not encrypt as planned",
                 fix="Begin a new run, with a new key, and find that client.",
             )
-        return packing.unpack(np.asarray(opened.lanes), len(payloads))
+        return packing.unpack(np.asarray(opened.lanes), num_clients)
 
-    def _read(self, payload: bytes, place: int) -> np.ndarray:
+    def _read(self, payload: bytes, whose: str) -> np.ndarray:
         try:
             return wire.ciphertext_from_bytes(payload, self.packing, self.key_id)
         except UpdateError as error:
             raise OpeningError(
-                f"opening a sum: the ciphertext of client {place + 1} (in order of their ids)",
+                f"opening a sum: the ciphertext of {whose}",
                 need=error.need,
                 found=error.found,
                 fix=error.fix,

@@ -38,7 +38,9 @@ class PublicKeyScheme:
             f"one key holder (Ring-LWE {params.name}, {params.security_bits}-bit security), "
             f"whose secret key the server does not have. It opens sums of {spec.min_clients} or "
             f"more {spec.client_name}s only, and is trusted not to open one {spec.client_name}'s "
-            "ciphertext; whoever breaks into it can."
+            "ciphertext; whoever breaks into it can. A server that works with k "
+            f"{spec.client_name}s learns the sum of the others' values as well, of "
+            f"{spec.min_clients} - k or more; with the key holder, every value."
         )
 
     def generate(self, plan: Packing, spec: Spec, setting: Setting) -> tuple[Any, KeyHolder]:
@@ -53,6 +55,10 @@ class PublicKeyScheme:
         words = stream.words(rlwe.words_needed(params, plan.num_polynomials))
         fresh = rlwe.encrypt(params, keys["public_key"], plan.pack(value), words)
         return fresh if plan.transport is params else rlwe.switch_modulus(params, fresh)
+
+    def add(self, plan: Packing, keys: Any, one: jax.Array, other: jax.Array) -> jax.Array:
+        """Add two ciphertexts, uint32 [2, limb, N, polynomial]; pure and jittable."""
+        return rlwe.add(plan.transport, one, other)
 
     def to_wire(self, plan: Packing, keys: Any, payloads: Any, setting: Setting) -> list[bytes]:
         """One message a client from uint32 [clients, 2, limb, N, polynomial]."""

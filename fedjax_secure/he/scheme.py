@@ -18,6 +18,9 @@ class Scheme(Protocol):
     A scheme that runs on the device does its work in :meth:`encrypt` and only serialises in
     :meth:`to_wire`; a scheme that runs on the host (OpenFHE) returns the value unchanged from
     ``encrypt`` and does its work in ``to_wire``.
+
+    A scheme on the device may also have ``add(plan, keys, one, other)``, which adds what
+    ``encrypt`` returned; rounds whose aggregator is trusted then add in the compiled program.
     """
 
     name: str
@@ -100,4 +103,8 @@ def encrypt(scheme: Scheme) -> Stage:
     def to_wire(state: Any, payloads: Any, setting: Setting) -> list[bytes]:
         return scheme.to_wire(state["plan"].value, state["keys"], payloads, setting)
 
-    return Stage("encrypt", init, client, setup=setup, to_wire=to_wire)
+    def add(state: Any, one: Any, other: Any) -> Any:
+        return scheme.add(state["plan"].value, state["keys"], one, other)  # type: ignore[attr-defined]
+
+    return Stage("encrypt", init, client, setup=setup, to_wire=to_wire,
+                 add=add if hasattr(scheme, "add") else None)

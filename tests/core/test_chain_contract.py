@@ -206,7 +206,7 @@ def test_an_invalid_sum_uses_its_round_up(tmp_path, kept):
     junk = np.random.default_rng(0)
     elements = made.aggregation.seal(made.states, made.keys, made.elements)
     shifted = jax.tree.map(lambda part: (np.asarray(part) + junk.integers(
-        0, 1 << 20, np.shape(part), np.uint32)) % (1 << 29), elements)
+        0, 1 << 20, np.shape(part), np.uint32)) % (1 << 25), elements)
     wire = made.aggregation.to_wire(made.states, shifted, made.setting)
     bad = Submission(**{**vars(good[3]), "payload": wire[3]}).signed(made.signers["d"])
     with pytest.raises(InvalidSum):
