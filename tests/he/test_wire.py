@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -17,35 +18,54 @@ from fedjax_secure.he.packing import plan_packing
 PLAN = plan_packing("rlwe-1024-26", dim=900, modulus=1 << 8, max_summands=3)
 WIDE = plan_packing("rlwe-4096-90", dim=9000, modulus=1 << 30, max_summands=3)
 KEY_ID = bytes(range(32))
+HEADER_BYTES = 148
 
 
 def residues(plan, rng):
-    shape = plan.ciphertext_shape
-    words = rng.integers(0, 1 << 32, shape, dtype=np.uint32) % plan.params.moduli.q
+    shape, q = plan.ciphertext_shape, plan.transport.moduli.q
+    words = rng.integers(0, 1 << 32, shape, dtype=np.uint32) % q
     extreme = rng.random(shape) < 0.1
-    return np.where(extreme, plan.params.moduli.q - np.uint32(1), words).astype(np.uint32)
+    return np.where(extreme, q - np.uint32(1), words).astype(np.uint32)
 
 
-@pytest.mark.parametrize("plan", [PLAN, WIDE], ids=lambda plan: plan.parameters)
-def test_ciphertexts_come_back(plan):
+@pytest.mark.parametrize("name", rlwe.PARAMETER_SETS)
+@pytest.mark.parametrize("polynomials", [1, 3])
+def test_ciphertexts_of_every_parameter_set_come_back(name, polynomials):
+    small = plan_packing(name, dim=5, modulus=2, max_summands=2)
+    plan = dataclasses.replace(small, num_polynomials=polynomials)
     array = residues(plan, np.random.default_rng(1))
     content = wire.ciphertext_to_bytes(plan, KEY_ID, array)
     np.testing.assert_array_equal(wire.ciphertext_from_bytes(content, plan, KEY_ID), array)
-    overhead = len(content) - plan.ciphertext_bytes
-    assert 0 < overhead < 200
-    bits = sum(q.bit_length() for q in plan.params.moduli.primes)
+    assert len(content) - plan.ciphertext_bytes == 180
+    bits = sum(q.bit_length() for q in plan.transport.moduli.primes)
     assert plan.ciphertext_bytes * 8 == 2 * bits * plan.params.ring_degree * plan.num_polynomials
+    copy = np.asfortranarray(array)  # how the array lies in memory does not matter
+    assert wire.ciphertext_to_bytes(plan, KEY_ID, copy) == content
 
 
-@settings(max_examples=50)
-@given(st.integers(1, 32), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def packed_by_integers(values, width):
+    """The layout again, from its description, in Python integers."""
+    length = len(values) // 32
+    numbers = [
+        sum(int(values[length * run + g]) << (width * run) for run in range(32))
+        for g in range(length)
+    ]
+    words = [(number >> (32 * k)) & 0xFFFFFFFF for k in range(width) for number in numbers]
+    return b"".join(word.to_bytes(4, "little") for word in words)
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 32), st.integers(1, 7), st.integers(0, 2**32 - 1))
 def test_bit_packing(width, groups, seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 1 << width, 32 * groups, dtype=np.uint64).astype(np.uint32)
-    packed = wire._pack_bits(values, width)
-    whole = sum(int(value) << (width * i) for i, value in enumerate(values))
-    assert packed == whole.to_bytes(4 * width * groups, "little")
-    np.testing.assert_array_equal(wire._unpack_bits(memoryview(packed), width), values)
+    values[rng.random(32 * groups) < 0.2] = (1 << width) - 1
+    packed = bytearray(b"\xa5" * wire._packed_bytes(len(values), width))
+    wire._pack_bits(values, width, memoryview(packed))
+    assert packed == packed_by_integers(values, width)
+    back = np.empty_like(values)
+    wire._unpack_bits(memoryview(bytes(packed)), width, back)
+    np.testing.assert_array_equal(back, values)
 
 
 MESSAGE = wire.ciphertext_to_bytes(PLAN, KEY_ID, residues(PLAN, np.random.default_rng(2)))
@@ -77,33 +97,51 @@ def test_foreign_bytes_are_refused(content):
 
 
 def with_checksum(body: bytes) -> bytes:
-    return body + hashlib.sha256(body).digest()
+    return body + hashlib.blake2b(body, digest_size=32).digest()
+
+
+def forged_with(residue):
+    """A message whose first residue, of 26 bits, is this; its checksum is right."""
+    payload = bytearray(MESSAGE[HEADER_BYTES:-32])
+    word = int.from_bytes(payload[:4], "little")
+    payload[:4] = (word >> 26 << 26 | residue).to_bytes(4, "little")
+    return with_checksum(MESSAGE[:HEADER_BYTES] + bytes(payload))
 
 
 def test_residues_not_below_their_prime_are_refused():
-    header = MESSAGE[: -32 - PLAN.ciphertext_bytes]
-    forged = with_checksum(header + b"\xff" * PLAN.ciphertext_bytes)
-    with pytest.raises(UpdateError, match="residues below 67104769"):
-        wire.ciphertext_from_bytes(forged, PLAN, KEY_ID)
-    exactly_q = residues(PLAN, np.random.default_rng(3))
-    exactly_q[1, 0, 5, 0] = PLAN.params.moduli.primes[0]
-    with pytest.raises(UpdateError, match="residues below"):
-        wire.ciphertext_from_bytes(wire.ciphertext_to_bytes(PLAN, KEY_ID, exactly_q), PLAN, KEY_ID)
+    q = PLAN.params.moduli.primes[0]
+    for residue in (q, q + 1, (1 << 26) - 1):
+        with pytest.raises(UpdateError, match=f"residues below {q}"):
+            wire.ciphertext_from_bytes(forged_with(residue), PLAN, KEY_ID)
+    assert wire.ciphertext_from_bytes(forged_with(q - 1), PLAN, KEY_ID)[0, 0, 0, 0] == q - 1
+    too_large = residues(PLAN, np.random.default_rng(3))
+    for residue in (q, 1 << 26, 0xFFFFFFFF):
+        too_large[1, 0, 5, 0] = residue
+        with pytest.raises(UpdateError, match=f"writing a ciphertext needs residues below {q}"):
+            wire.ciphertext_to_bytes(PLAN, KEY_ID, too_large)
 
 
 def test_messages_that_belong_elsewhere_are_refused():
     other = plan_packing("rlwe-1024-26", dim=901, modulus=1 << 8, max_summands=3)
-    newer = with_checksum(MESSAGE[:8] + (2).to_bytes(2, "little") + MESSAGE[10:-32])
+    older = with_checksum(MESSAGE[:8] + (1).to_bytes(2, "little") + MESSAGE[10:-32])
+    traveller = plan_packing("rlwe-8192-212", dim=9, modulus=1 << 8, max_summands=3)
+    stayer = dataclasses.replace(traveller, parameters="rlwe-8192-196")
+    assert traveller.transport is stayer.transport  # residues alike, encrypted under another set
+    switched = wire.ciphertext_to_bytes(
+        traveller, KEY_ID, residues(traveller, np.random.default_rng(5))
+    )
     for content, plan, key_id, what in (
+        (switched, stayer, KEY_ID, "another parameter set"),
         (MESSAGE, PLAN, bytes(32), "another key"),
         (MESSAGE, other, KEY_ID, "another packing"),
         (MESSAGE, WIDE, KEY_ID, "another parameter set"),
-        (newer, PLAN, KEY_ID, "version 2"),
+        (older, PLAN, KEY_ID, "version 1"),
     ):
         with pytest.raises(UpdateError, match=what):
             wire.ciphertext_from_bytes(content, plan, key_id)
-    with pytest.raises(UpdateError, match=r"uint32 \[2, 1, 1024, 1\]"):
-        wire.ciphertext_to_bytes(PLAN, KEY_ID, np.zeros((2, 1, 1024, 1), np.int64))
+    for array in (np.zeros((2, 1, 1024, 1), np.int64), np.zeros((2, 2, 1024, 1), np.uint32)):
+        with pytest.raises(UpdateError, match=r"uint32 \[2, 1, 1024, 1\]"):
+            wire.ciphertext_to_bytes(PLAN, KEY_ID, array)
 
 
 @pytest.mark.parametrize("name", ["rlwe-1024-26", "rlwe-4096-104"])
@@ -117,7 +155,7 @@ def test_public_keys_come_back(name):
     np.testing.assert_array_equal(back.b, b)
     np.testing.assert_array_equal(back.a, a)
     assert wire.key_id_of(content) == hashlib.sha256(content).digest()
-    for altered in (content[:-1], content + b"0", content[:100], b"X" + content[1:]):
+    for altered in (content[:-1], content + b"0", content[:100], b"X" + content[1:], "text", None):
         with pytest.raises(ParameterError):
             wire.public_key_from_bytes(altered)
     renamed = with_checksum(content[:12] + b"rlwe-9".ljust(32, b"\0") + content[44:-32])
