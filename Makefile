@@ -12,7 +12,7 @@ FAST := not slow and not browser and not network and not gpu_compile
 export PYTHONPATH :=
 JOBS := 2
 
-.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean
+.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ lab: ## JupyterLab in the notebooks folder; ARGS="--no-browser --allow-root" pas
 
 openfhe: setup ## try again to make OpenFHE's environment
 	@$(VENV)/python scripts/openfhe_env.py
+
+bench-he: setup-dev ## encryption beside OpenFHE and TenSEAL, into docs/benchmarks; ARGS=--quick
+	@$(VENV)/python tests/bench/bench_he.py $(ARGS)
 
 lock: ## resolve the dependencies anew (needs uv)
 	@scripts/lock.sh

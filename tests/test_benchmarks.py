@@ -1,0 +1,224 @@
+"""Published benchmarks say what was measured, and their pages are rendered from it alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "benchmarks"
+PUBLISHED = sorted(FOLDER.glob("*.json"))
+ROW_KEYS = {"case", "system", "metric", "median", "min", "max", "unit"}
+HE_RATIOS = {
+    "pk_encrypt_vs_openfhe_ckks",
+    "pk_encrypt_vs_openfhe_bgv",
+    "pk_decrypt_vs_openfhe_ckks",
+    "pk_decrypt_vs_openfhe_bgv",
+    "seeded_encrypt_vs_openfhe_ckks",
+    "pk_encrypt_vs_tenseal",
+    "bytes_per_param_seeded",
+    "bytes_per_param_pk",
+    "cnn_common_a_over_plain_round",
+    "cnn_pk_over_plain_round",
+    "mlp_common_a_over_plain_round",
+    "mlp_pk_over_plain_round",
+}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Imports a module of tests/bench, as its scripts import one another."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "bench"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", "") and "tests/bench" in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]
+
+
+def load(path: Path) -> dict:
+    def refuse(constant: str):
+        raise ValueError(f"{path.name} holds {constant}, which is no figure")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_the_encryption_benchmark_is_published():
+    assert FOLDER / "he.json" in PUBLISHED
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_figures_are_complete(path):
+    report = load(path)
+    assert {"machine", "versions", "commit", "rows", "ratios"} <= set(report)
+    assert report["commit"] != "unknown" and report["machine"]["processor"]
+    assert "python" in report["versions"]
+    seen = set()
+    for row in report["rows"]:
+        if row["metric"] == "not measured":
+            assert row["note"] and row["median"] is None, row
+            continue
+        assert set(row) == ROW_KEYS and row["unit"], row
+        assert 0 <= row["min"] <= row["median"] <= row["max"] < math.inf, row
+        name = (row["case"], row["system"], row["metric"], row["unit"])
+        assert name not in seen, f"two rows for {name}"
+        seen.add(name)
+    assert seen
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_page_is_what_the_figures_render_to(path, bench):
+    report = bench("report")
+    rendered = report.page(load(path), path.stem)
+    again = f"run: python tests/bench/report.py {path.relative_to(ROOT)}"
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == rendered, again
+    if load(path)["panels"]:
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ratios_and_goals_of_the_encryption_benchmark_follow_from_its_rows(bench):
+    report, bench_he = bench("report"), bench("bench_he")
+    published = load(FOLDER / "he.json")
+    rows = [report.Row(**{"unit": "", **row}) for row in published["rows"]]
+    assert set(published["ratios"]) == HE_RATIOS
+    assert bench_he.ratios_of(rows) == published["ratios"]
+    goals = [report.Goal(**goal) for goal in published["goals"]]
+    assert bench_he.goals_of(rows) == goals
+    assert {goal.ratio for goal in goals} <= HE_RATIOS
+
+
+def test_every_row_of_an_encryption_states_its_summands():
+    cases = {row["case"] for row in load(FOLDER / "he.json")["rows"] if row["metric"] != "round"}
+    assert cases
+    assert all("K = " in case for case in cases), cases
+
+
+def test_the_errors_of_exact_schemes_are_the_quantisers():
+    rows = load(FOLDER / "he.json")["rows"]
+    errors = {}
+    for row in rows:
+        if row["unit"] == "model units":
+            errors.setdefault((row["case"], row["system"]), {})[row["metric"]] = row["median"]
+    ours = {key: found for key, found in errors.items() if key[1].startswith("ours")}
+    assert len(ours) >= 3
+    for key, found in ours.items():
+        assert found["largest error of the sum"] == found["the quantiser's error"], key
+
+
+# -- the harness -----------------------------------------------------------------------------------
+
+SCRIPT = """
+import os
+import numpy as np
+from worker import serve
+
+class Adder:
+    def __init__(self, updates, offset=0.0):
+        self.updates, self.offset, self.facts = np.load(updates), offset, {"version": "1"}
+
+    def encrypt(self, client):
+        print("a library's own words")
+        assert 0 <= client < len(self.updates)
+
+    def add(self):
+        self.total = self.updates.astype(np.float64).sum(axis=0) + self.offset
+
+    def decrypt(self): pass
+    def to_wire(self): pass
+    def from_wire(self): pass
+    def wire_bytes(self): return self.updates[0].nbytes
+    def sum(self): return self.total
+    def die(self): os._exit(3)
+
+serve({"adder": Adder})
+"""
+
+
+@pytest.fixture
+def adder(tmp_path, monkeypatch):
+    """A worker's script that adds up in the clear, and the updates that it adds."""
+    script = tmp_path / "adder.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "bench"))
+    updates = tmp_path / "updates.npy"
+    rng = np.random.default_rng(0)
+    np.save(updates, (rng.integers(-(2**14), 2**14, (16, 100)) / 2.0**16).astype(np.float32))
+    return script, updates
+
+
+def test_a_worker_answers_times_and_reports_what_went_wrong(adder, bench):
+    worker = bench("worker")
+    script, updates = adder
+    with worker.Worker(sys.executable, script, {0}) as adding:
+        assert adding.open("one", "adder", updates=str(updates)) == {"version": "1"}
+        timing = adding.run("one", "encrypt", client=3)
+        assert 0 <= timing.cpu_ms and 0 < timing.wall_ms
+        adding.call("one", "add")
+        total = adding.array("one", "sum", updates.with_name("sum.npy"))
+        np.testing.assert_array_equal(total, np.load(updates).astype(np.float64).sum(axis=0))
+        with pytest.raises(worker.WorkerError, match="one in adder: AssertionError"):
+            adding.run("one", "encrypt", client=16)
+        with pytest.raises(worker.WorkerError, match="adder ended with exit status 3"):
+            adding.call("one", "die")
+
+
+@pytest.mark.parametrize(("offset", "wrong"), [(0.0, False), (2.0**-16, True)])
+def test_a_wrong_sum_ends_the_run(adder, bench, monkeypatch, offset, wrong):
+    bench_he = bench("bench_he")
+    script, updates = adder
+    monkeypatch.setattr(bench_he, "DIM", 100)
+    monkeypatch.setattr(bench_he, "BENCH", script.parent)
+    system = bench_he.System("adder", script.name, "adder", {"offset": offset})
+    exact = np.load(updates).astype(np.float64)
+    run = bench_he.Pass({0}, updates, exact, lambda text: None)
+    pythons = {script.name: Path(sys.executable)}
+    if wrong:
+        with pytest.raises(bench_he.WrongSum, match="adder, 16 bits.*off by up to"):
+            run.measure([system], pythons, 1)
+        assert run.rows == []
+    else:
+        run.measure([system], pythons, 1)
+        sizes = [row.median for row in run.rows if row.metric == "size"]
+        assert sizes == [4.0]
+        encrypt = next(row for row in run.rows if row.metric == "encrypt")
+        assert encrypt.min <= encrypt.median <= encrypt.max and encrypt.unit == "ms CPU"
+
+
+def test_a_peer_that_is_missing_and_a_goal_not_reached_are_said_plainly(bench, tmp_path):
+    report = bench("report")
+    rows = [
+        report.Row.of("a case", "ours", "encrypt", [20.0, 10.0, 60.0], "ms CPU"),
+        report.Row.missing("a case", "peer", "no wheel for this Python"),
+    ]
+    goals = [
+        report.Goal("speed", "speed", 18, limited_by="The multiplier."),
+        report.Goal("size", "size", 8.1, at_least=False),
+        report.Goal("other", "other", 1),
+    ]
+    path = report.write(
+        "sample",
+        title="Sample",
+        about=["How."],
+        rows=rows,
+        ratios={"speed": 12.5, "size": 7.5, "other": None},
+        versions={"python": "3.12"},
+        goals=goals,
+        panels=[report.Panel("Encrypt", "encrypt", "ms CPU", {"a case": ""})],
+        folder=tmp_path,
+    )
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| ours | 20.0 (10.0 to 60.0) |" in text
+    assert "| peer (not measured: no wheel for this Python) |" in text
+    assert "| speed | at least 18 | 12.5 | **falls short** |" in text
+    assert "- speed: 12.5 instead of 18. The multiplier." in text
+    assert "| size | at most 8.1 | 7.50 | met |" in text
+    assert "| other | at least 1 |  | not measured |" in text
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
