@@ -6,12 +6,12 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import PartyError, model_digest
-from fedjax_secure.he import openfhe_env
+from fedjax_secure.he.openfhe import env
 
 pytestmark = [
     pytest.mark.openfhe,
-    pytest.mark.skipif(openfhe_env.find() is None,
-                       reason=f"OpenFHE is not set up; run: {openfhe_env.COMMAND}"),
+    pytest.mark.skipif(env.find() is None,
+                       reason=f"OpenFHE is not set up; run: {env.COMMAND}"),
 ]
 
 

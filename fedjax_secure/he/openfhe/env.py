@@ -1,4 +1,4 @@
-"""The small Python environment in which OpenFHE loads: ``python -m fedjax_secure.he.openfhe_env``.
+"""The small Python environment in which OpenFHE loads: ``python -m fedjax_secure.he.openfhe.env``.
 
 OpenFHE's wheels load only on Python 3.10 with glibc 2.35 or newer, or on Python 3.12 with glibc
 2.38 or newer (Linux, x86-64), though pip installs them anywhere. So OpenFHE runs as a party in a
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 VARIABLE = "FEDJAX_SECURE_OPENFHE_PYTHON"
-COMMAND = "python -m fedjax_secure.he.openfhe_env"
+COMMAND = "python -m fedjax_secure.he.openfhe.env"
 
 _OPENFHE = "1.6.1.0"
 _READY = "ready.json"
