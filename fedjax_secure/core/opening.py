@@ -12,11 +12,15 @@ sum that the aggregator made, once a round: the checks of submissions do not hap
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import functools
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, overload
 
@@ -129,7 +133,7 @@ class Submission:
     payload: bytes | StoredPayload = dataclasses.field(repr=False)
     signature: bytes = dataclasses.field(default=b"", repr=False)
 
-    @property
+    @functools.cached_property
     def payload_digest(self) -> bytes:
         """SHA-256 of the payload."""
         if isinstance(self.payload, StoredPayload):
@@ -253,11 +257,13 @@ class OnceOpener:
     Guarantees:
         Nothing is opened unless every submission is signed by a client of the roster, for this
         run, round, model and key, and at least ``min_clients`` distinct clients are present. One
-        round is opened for one set of submissions only. The result is durable before it returns.
-        A sum of others' making is opened only where the setting trusts the aggregator.
+        round is opened for one set of submissions only, also by threads and processes that share
+        the folder. The result is durable before it returns. A sum of others' making is opened only
+        where the setting trusts the aggregator.
 
     Raises:
-        OpeningError: any check fails; nothing has been opened then.
+        OpeningError: any check fails, nothing has been opened then; or the roster has one signing
+            key under two names, which would count as two clients.
     """
 
     def __init__(
@@ -275,6 +281,11 @@ class OnceOpener:
         self._on_close = on_close
         self._results: dict[int, Opened] = {}
         self._failed: set[int] = set()
+        self._lock = threading.Lock()
+        if len(set(setting.roster.values())) != len(setting.roster):
+            raise OpeningError("the roster", need="a signing key of its own for every client",
+                               found="one key under two names", fix="Have each client make its "
+                               "own key; distinct clients are counted by it.")
         if setting.folder is not None:
             setting.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -290,6 +301,8 @@ class OnceOpener:
             The opened sum; the stored one if this very set was opened before.
         """
         where = f"opening round {round}"
+        for submission in submissions:
+            self._require_well_formed(where, submission)
         ordered = sorted(submissions, key=lambda submission: submission.client)
         clients = tuple(submission.client for submission in ordered)
         digest = hashlib.sha256(b"".join(s.statement() + s.signature for s in ordered)).digest()
@@ -354,23 +367,42 @@ class OnceOpener:
         digest: bytes,
         open_it: Callable[[], np.ndarray],
     ) -> Opened:
-        if self.opened(round) is not None:
-            raise OpeningError(
-                where, need="a round that has not been opened", fix="Use the stored result.",
-                found="another set of submissions for a round that was opened already")
-        if self._has_failed(round):
-            raise OpeningError(
-                where, need="a round whose opening has not failed", found="one that is used up, "
-                "because its sum was invalid", fix="Begin a new run, with a new key, without the "
-                "client that did not encode as planned.")
-        try:
-            total = np.asarray(open_it())
-        except InvalidSum:
-            self._fail(round)
-            raise
-        opened = Opened(round, total, clients, digest)
-        self._store(opened)
-        return opened
+        with self._alone():
+            before = self.opened(round)
+            if before is not None and before.submissions_digest == digest:
+                return before  # opened by another thread or process meanwhile
+            if before is not None:
+                raise OpeningError(
+                    where, need="a round that has not been opened", fix="Use the stored result.",
+                    found="another set of submissions for a round that was opened already")
+            if self._has_failed(round):
+                raise OpeningError(
+                    where, need="a round whose opening has not failed", found="one that is used "
+                    "up, because its sum was invalid", fix="Begin a new run, with a new key, "
+                    "without the client that did not encode as planned.")
+            try:
+                total = np.asarray(open_it())
+            except InvalidSum:
+                self._fail(round)
+                raise
+            total.setflags(write=False)  # what is stored is what every caller gets
+            opened = Opened(round, total, clients, digest)
+            self._store(opened)
+            return opened
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One opening at a time, among the threads and processes that share the folder."""
+        with self._lock:
+            if self.setting.folder is None:
+                yield
+                return
+            folder = os.open(self.setting.folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(folder)
 
     def opened(self, round: int) -> Opened | None:
         """The stored result of a round, or None if it has not been opened."""
@@ -389,14 +421,26 @@ class OnceOpener:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(key_id={self.key_id.hex()[:16]})"
 
+    def _require_well_formed(self, where: str, submission: Submission) -> None:
+        """What comes over a network may hold anything; it is looked at before it is used."""
+        name, number = submission.client, submission.round
+        if not isinstance(name, str) or name not in self.setting.roster:
+            raise OpeningError(where, need="submissions from clients of the roster",
+                               found=f"one from {name!r:.80}", fix="Register the client first.")
+        texts = (submission.run, submission.model_digest, submission.key_id, submission.signature)
+        if (not all(isinstance(text, bytes) for text in texts)
+                or not isinstance(submission.payload, bytes | StoredPayload)
+                or isinstance(number, bool) or not isinstance(number, int)
+                or not 0 <= number < 1 << 64):
+            raise OpeningError(where, need=f"a whole submission of {name!r}",
+                               found="one with a field of another type or range",
+                               fix="Have the client encode and sign its update again.")
+
     def _check(self, where, round, model_digest, submissions):
         roster, run = self.setting.roster, self.setting.run
         seen = set()
         for submission in submissions:
             name = submission.client
-            if name not in roster:
-                raise OpeningError(where, need="submissions from clients of the roster",
-                                   found=f"one from {name!r}", fix="Register the client first.")
             if name in seen:
                 raise OpeningError(where, need="one submission a client",
                                    found=f"two from {name!r}", fix="Send each client's once.")

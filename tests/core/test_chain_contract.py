@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -169,10 +170,10 @@ def test_opening_refuses_what_it_must():
         with pytest.raises(OpeningError, match=words):
             made.opener.open(1, MODEL, submissions)
         assert made.opener.opened(1) is None
-    forged = [*good[:3], Submission(**{**vars(good[3]), "signature": good[2].signature})]
+    forged = [*good[:3], dataclasses.replace(good[3], signature=good[2].signature)]
     with pytest.raises(OpeningError, match="signature of 'd'"):
         made.opener.open(1, MODEL, forged)
-    stranger = Submission(**{**vars(good[3]), "client": "e"}).signed(made.signers["d"])
+    stranger = dataclasses.replace(good[3], client="e").signed(made.signers["d"])
     with pytest.raises(OpeningError, match="roster"):
         made.opener.open(1, MODEL, [*good[:3], stranger])
     first = made.opener.open(1, MODEL, good)
@@ -208,7 +209,7 @@ def test_an_invalid_sum_uses_its_round_up(tmp_path, kept):
     shifted = jax.tree.map(lambda part: (np.asarray(part) + junk.integers(
         0, 1 << 20, np.shape(part), np.uint32)) % (1 << 25), elements)
     wire = made.aggregation.to_wire(made.states, shifted, made.setting)
-    bad = Submission(**{**vars(good[3]), "payload": wire[3]}).signed(made.signers["d"])
+    bad = dataclasses.replace(good[3], payload=wire[3]).signed(made.signers["d"])
     with pytest.raises(InvalidSum):
         made.opener.open(1, MODEL, [*good[:3], bad])
     if kept:
