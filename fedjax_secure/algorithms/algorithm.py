@@ -11,14 +11,15 @@ import optax
 
 from ..core import Aggregation, Cohort, Source
 from ..core.stage import States
-from ..training import Engine
+from ..training import Engine, Sink
 
 
 class Work(NamedTuple):
     """What the clients of one round computed.
 
     Attributes:
-        values: [clients, dim], float32 updates, or int32 sums of encoded records.
+        values: what the sink holds: [rows, dim], float32 updates or int32 sums of encoded records;
+            or the payloads' sum.
         nonfinite: int32 [clients]: how many records or values were not finite.
     """
 
@@ -37,8 +38,8 @@ class Algorithm(NamedTuple):
             one by one.
         batch_size: how many examples the engine takes at once.
         settings: what else the clients' work depends on, as text: another text is another run.
-        local: ``(engine, params, cohort, keys [clients, 8], aggregation, states, source) ->
-            Work``: the clients' work.
+        local: ``(engine, params, cohort, keys [clients, 8], aggregation, states, source, into) ->
+            Work``: the work of the clients that the sink ``into`` names.
     """
 
     name: str
@@ -47,4 +48,5 @@ class Algorithm(NamedTuple):
     one_step: bool
     batch_size: int
     settings: str
-    local: Callable[[Engine, Any, Cohort, np.ndarray, Aggregation, States, Source], Work]
+    local: Callable[[Engine, Any, Cohort, np.ndarray, Aggregation, States, Source, Sink],
+                    Work]

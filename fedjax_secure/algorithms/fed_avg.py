@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -49,21 +48,24 @@ def fed_avg(
                         found=f"{learning_rate=}, {local_epochs=}, {batch_size=}",
                         fix="Start with fed_avg(0.1).")
 
-    def local(engine, params, cohort, keys, aggregation, states, source) -> Work:
-        epochs = []
-        for client, first in zip(cohort.clients, cohort.indices, strict=True):
+    def local(engine, params, cohort, keys, aggregation, states, source, into) -> Work:
+        # Only the orders of the sink's clients are drawn; the engine ignores the others.
+        epochs = [first[:0] for first in cohort.indices]
+        for place in into.clients:
+            first = cohort.indices[place]
             orders = [first]
             for epoch in range(1, local_epochs):
-                key = source.key(f"order {epoch}", round=cohort.round, client=client)
+                key = source.key(f"order {epoch}", round=cohort.round,
+                                 client=cohort.clients[place])
                 orders.append(first[np.argsort(host_words(key, len(first)), kind="stable")])
-            epochs.append(np.stack(orders))
-        trained = engine.local_sgd(params, epochs, learning_rate=learning_rate)
-        deltas = trained.values
+            epochs[place] = np.stack(orders)
+        weights = None
         if weighted:
             counts = np.array([len(rows) for rows in cohort.indices], np.float64)
             weights = counts * len(counts) / max(counts.sum(), 1.0)
-            deltas = deltas * jnp.asarray(weights, jnp.float32)[:, None]
-        return Work(deltas, np.asarray(trained.nonfinite))
+        trained = engine.local_sgd(params, epochs, learning_rate=learning_rate, weights=weights,
+                                   into=into)
+        return Work(trained.values, np.asarray(trained.nonfinite))
 
     settings = f"{learning_rate=}, {local_epochs=}, {batch_size=}, {weighted=}"
     return Algorithm("fed_avg", server or optax.sgd(1.0), -1.0, False, batch_size, settings, local)

@@ -34,12 +34,13 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
         Data", FedSGD; Abadi et al. 2016, Algorithm 1 (with clipping and noise in the chain).
     """
 
-    def local(engine, params, cohort, keys, aggregation, states, source) -> Work:
+    def local(engine, params, cohort, keys, aggregation, states, source, into) -> Work:
         if aggregation.num_record_stages:
             encode, dtype = _record_encoder(aggregation), jnp.int32
         else:
             encode, dtype = _as_it_is, jnp.float32
-        sums = engine.record_sums(params, cohort.indices, keys, encode, dtype, states=states)
+        sums = engine.record_sums(params, cohort.indices, keys, encode, dtype, states=states,
+                                  into=into)
         return Work(sums.values, np.asarray(sums.nonfinite))
 
     return Algorithm("fed_sgd", server, 1.0, True, 1, "", local)

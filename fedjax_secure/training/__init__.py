@@ -9,12 +9,16 @@ from fedjax_secure.training.engine import ClientValues, Engine
 from fedjax_secure.training.evaluation import Evaluation, area_under_curve, evaluate
 from fedjax_secure.training.local import epoch_orders, train_alone, train_pooled
 from fedjax_secure.training.packing import Draw
+from fedjax_secure.training.sinks import Rows, Sink, Total
 
 __all__ = [
     "ClientValues",
     "Draw",
     "Engine",
     "Evaluation",
+    "Rows",
+    "Sink",
+    "Total",
     "area_under_curve",
     "epoch_orders",
     "evaluate",

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_secure.core.errors import SpecError
 from fedjax_secure.training.contracts import ClientRecords, Params, TrainableModel
 from fedjax_secure.training.packing import Draw, pack_draw
+from fedjax_secure.training.sinks import Rows, Sink, Total
 
 AXIS = "devices"
 
@@ -25,8 +26,8 @@ class ClientValues(NamedTuple):
     """What the engine computed for the clients of one round.
 
     Attributes:
-        values: ``[clients, dim]``: sums of encoded records, or float32 updates. A client that
-            took no part has zeros.
+        values: ``[rows, dim]``: sums of encoded records, or float32 updates; a client that took
+            no part has zeros. Into a `Total`, the payloads' sum.
         nonfinite: ``[clients] int32``: of `record_sums`, how many records had a gradient that is
             not finite (each counts as zero); of `local_sgd`, 1 where the update is not finite.
             Computed from records, so outside any privacy guarantee.
@@ -57,9 +58,11 @@ class Engine:
         - What `record_sums` computes of a record depends on that record, its key and its slot
           only, to the last bit: each gradient is computed by itself.
 
-    Results are dense, ``[clients, dim]`` with a row for every client of the dataset: made for
-    federations of organisations. With a thousand clients of whom few take part, filling and adding
-    up these rows costs more than the training.
+    Results go into a sink. `Rows`, a row for each client of a chunk, suits federations of
+    organisations and whatever has to see each client's value; by default there is a row for every
+    client of the dataset. `Total` adds up as it goes, in memory that does not grow with the number
+    of clients: what the chain does to a client's value, encryption included, happens in the same
+    program.
 
     Args:
         model: what is trained.
@@ -126,12 +129,21 @@ class Engine:
         """How often each program was traced: ``{"record_sums": 1}`` after any number of rounds."""
         return dict(self._traces)
 
-    def pack(self, indices: Sequence[np.ndarray], *, distinct: bool = True) -> Draw:
+    def pack(
+        self,
+        indices: Sequence[np.ndarray],
+        *,
+        distinct: bool = True,
+        only: Sequence[int] | None = None,
+        empty_too: bool = False,
+    ) -> Draw:
         """Checks a draw and deals it to this engine's devices; see `pack_draw`.
 
         Args:
             indices: for each client the row numbers of its drawn records.
             distinct: refuse a row drawn twice.
+            only: numbers of the clients to deal; None for all.
+            empty_too: also deal clients without records.
 
         Returns:
             The draw, as `record_sums` (distinct) and `local_sgd` send it to the devices.
@@ -146,6 +158,8 @@ class Engine:
             batch_size=self.batch_size,
             num_devices=len(self.devices),
             distinct=distinct,
+            only=only,
+            empty_too=empty_too,
         )
 
     def record_sums(
@@ -157,6 +171,7 @@ class Engine:
         out_dtype: Any = jnp.int32,
         *,
         states: Any = None,
+        into: Sink | None = None,
     ) -> ClientValues:
         """Sums, for each client, the encoded gradients of its drawn records at ``params``.
 
@@ -180,9 +195,10 @@ class Engine:
                 record has a keystream of its own. Give the same function object each round: a new
                 one is compiled anew.
             out_dtype: what ``encode_record`` returns: int32 or uint32; float32 for a baseline
-            without privacy, whose sums are rounded in the order of the draw.
+                without privacy, whose sums are rounded in the order of the draw.
             states: any pytree; if given, ``encode_record`` takes it first. Its arrays may change
                 from round to round without a new compile.
+            into: where values go, and of which clients; None for a row of every client.
 
         Returns:
             Sums of ``out_dtype``, the number of records with a gradient that is not finite, and
@@ -192,7 +208,8 @@ class Engine:
             DataError: a draw that does not fit the dataset, or a row drawn twice.
             SpecError: keys, an encoder or a dtype other than those above, or other parameters.
         """
-        draw = self.pack(indices)
+        into = self._sink(into)
+        draw = self.pack(indices, only=into.clients, empty_too=isinstance(into, Total))
         dtype = np.dtype(out_dtype)
         if dtype not in (np.dtype("int32"), np.dtype("uint32"), np.dtype("float32")):
             raise _refuse(
@@ -208,13 +225,12 @@ class Engine:
                 "Give each client eight 32-bit words of fresh randomness.",
             )
         with_states = states is not None
-        name = ("record_sums", encode_record, dtype, with_states)
+        name = ("record_sums", encode_record, dtype, with_states, _shape_of(into))
         if name not in self._programs:
             self._check_encoder(encode_record, dtype, (states,) if with_states else ())
-            self._programs[name] = self._compile(
-                "record_sums", self._record_sums(encode_record, dtype, with_states)
-            )
-        return self._run(self._programs[name], params, draw, (keys, states))
+            work = self._record_sums(encode_record, dtype, with_states)
+            self._programs[name] = self._compile("record_sums", work, dtype, into)
+        return self._run(self._programs[name], params, draw, (keys, states), into)
 
     def local_sgd(
         self,
@@ -223,6 +239,8 @@ class Engine:
         *,
         learning_rate: float | None = None,
         optimizer: optax.GradientTransformation | None = None,
+        weights: np.ndarray | None = None,
+        into: Sink | None = None,
     ) -> ClientValues:
         """Trains each client from ``params`` on its own records and returns what changed.
 
@@ -237,9 +255,11 @@ class Engine:
             learning_rate: of plain SGD. It may change from round to round.
             optimizer: instead of it, any optax transform; its state starts anew at every client.
                 Give the same object each round.
+            weights: ``[num_clients]``, what each update is multiplied by; None for 1.
+            into: where updates go, and of which clients; None for a row of every client.
 
         Returns:
-            Updates, ``params`` after less ``params`` before, ``[clients, dim] float32``; which of
+            Updates, ``params`` after less ``params`` before, times their weight, float32; which of
             them are not finite; and the executed batches.
 
         Raises:
@@ -255,31 +275,92 @@ class Engine:
             )
         if learning_rate is not None and not np.isfinite(learning_rate):
             raise _refuse("a finite learning_rate", repr(learning_rate), "Try 0.1.")
-        draw = self.pack(indices, distinct=False)
-        name = ("local_sgd", optimizer, draw.epochs)
-        if name not in self._programs:
-            self._programs[name] = self._compile(
-                "local_sgd", self._local_sgd(optimizer, draw.epochs)
+        into = self._sink(into)
+        num_clients = len(self.dataset.clients)
+        weights = np.ones(num_clients) if weights is None else np.asarray(weights)
+        if weights.shape != (num_clients,) or not np.all(np.isfinite(weights)):
+            raise _refuse(
+                f"{num_clients} finite weights",
+                f"{list(weights.shape)} or some that are not finite",
+                "Give one for each client of the dataset.",
             )
+        draw = self.pack(
+            indices, distinct=False, only=into.clients, empty_too=isinstance(into, Total)
+        )
+        name = ("local_sgd", optimizer, draw.epochs, _shape_of(into))
+        if name not in self._programs:
+            work = self._local_sgd(optimizer, draw.epochs)
+            self._programs[name] = self._compile("local_sgd", work, np.dtype("float32"), into)
         rate = np.float32(0 if learning_rate is None else learning_rate)
-        return self._run(self._programs[name], params, draw, (rate,))
+        extra = (rate, weights.astype(np.float32))
+        return self._run(self._programs[name], params, draw, extra, into)
 
-    def _run(self, program: Callable[..., Any], params: Params, draw: Draw, extra: Any):
+    def _sink(self, into: Sink | None) -> Sink:
+        num_clients = len(self.dataset.clients)
+        if into is None:
+            return Rows.of(range(num_clients), num_clients)
+        clients = np.asarray(into.clients)
+        known = not clients.size or (clients.min() >= 0 and clients.max() < num_clients)
+        if not known or len(set(into.clients)) != len(into.clients):
+            raise _refuse(
+                f"distinct client numbers from 0 to {num_clients - 1}",
+                "others, or one twice",
+                "Number clients as the dataset does.",
+            )
+        if isinstance(into, Rows) and not len(into.clients) <= into.room:
+            raise _refuse(
+                f"at most {into.room} clients in a chunk of that many rows",
+                str(len(into.clients)),
+                "Make chunks smaller, or give them more rows.",
+            )
+        return into
+
+    def _run(self, program: Callable[..., Any], params: Params, draw: Draw, extra: Any, into: Sink):
         self.model.ravel(params)  # refuses the parameters of another model
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-        params, extra = jax.device_put((params, extra), self._everywhere)
-        dealt = jax.device_put(tuple(draw[:5]), self._dealt)
-        out = program(params, self._x, self._y, extra, dealt)
+        if isinstance(into, Total):
+            place = draw.client
+            sealing = (np.asarray(into.keys), into.states)
+        else:
+            rows = np.zeros(len(self.dataset.clients), np.int32)
+            rows[list(into.clients)] = np.arange(len(into.clients))
+            place, sealing = rows[draw.client], ()
+        params, extra, sealing = jax.device_put((params, extra, sealing), self._everywhere)
+        dealt = jax.device_put((*draw[:5], place), self._dealt)
+        out = program(params, self._x, self._y, extra, sealing, dealt)
         values, nonfinite, steps = jax.device_put(out, self.devices[0])
+        if isinstance(into, Total):
+            values = self._merge(into)(jax.device_put(into.states, self.devices[0]), values)
         return ClientValues(values, nonfinite, steps)
 
-    def _compile(self, name: str, body: Callable[..., Any]) -> Callable[..., Any]:
+    def _merge(self, into: Total) -> Callable[[Any, Any], Any]:
+        """Adds up the devices' totals, in the devices' order."""
+        name = ("merge", into.add)
+        if name not in self._programs:
+
+            def merge(states, parts):
+                total = jax.tree.map(lambda part: part[0], parts)
+                for device in range(1, len(self.devices)):
+                    other = jax.tree.map(lambda part, d=device: part[d], parts)
+                    total = into.add(states, total, other)
+                return total
+
+            self._programs[name] = jax.jit(merge)
+        return self._programs[name]
+
+    def _compile(
+        self, name: str, work: Callable[..., Any], dtype: np.dtype, into: Sink
+    ) -> Callable[..., Any]:
+        if isinstance(into, Total):
+            body, values = self._into_total(work, into.contribution, into.add), P(AXIS)
+        else:
+            body, values = self._into_rows(work, dtype, into.room), P()
         # check_vma=False: with it, jax.grad inside the body would sum over devices by itself
         program = jax.shard_map(
             body,
             mesh=self._mesh,
-            in_specs=(P(), P(), P(), P(), P(AXIS)),
-            out_specs=(P(), P(), P(AXIS)),
+            in_specs=(P(), P(), P(), P(), P(), P(AXIS)),
+            out_specs=(values, P(), P(AXIS)),
             check_vma=False,
         )
 
@@ -330,7 +411,7 @@ class Engine:
             start_values = (jnp.zeros(model.dim, dtype), jnp.int32(0))
             return (*lax.fori_loop(jnp.int32(0), count, record, start_values), count)
 
-        return self._each_client(client_sum, dtype)
+        return client_sum
 
     def _local_sgd(self, optimizer: optax.GradientTransformation | None, epochs: int):
         model, batch_size = self.model, self.batch_size
@@ -340,7 +421,7 @@ class Engine:
             return jnp.sum(losses) / jnp.sum(valid, dtype=jnp.float32)
 
         def client_delta(params, x, y, extra, c, start, count, rows):
-            (rate,) = extra
+            rate, weights = extra
 
             def batch(t, carry):
                 local, state = carry
@@ -360,29 +441,29 @@ class Engine:
             trips = jnp.int32(epochs) * per_epoch
             state = () if optimizer is None else optimizer.init(params)
             local, _ = lax.fori_loop(jnp.int32(0), trips, batch, (params, state))
-            delta = model.ravel(local) - model.ravel(params)
+            delta = (model.ravel(local) - model.ravel(params)) * weights[c]
             return delta, jnp.any(~jnp.isfinite(delta)).astype(jnp.int32), trips
 
-        return self._each_client(client_delta, np.dtype("float32"))
+        return client_delta
 
-    def _each_client(self, work: Callable[..., Any], dtype: np.dtype):
+    def _into_rows(self, work: Callable[..., Any], dtype: np.dtype, room: int):
         num_clients, dim = len(self.dataset.clients), self.model.dim
 
-        def device(params, x, y, extra, dealt):
-            rows, client, start, count, busy = (part[0] for part in dealt)
+        def device(params, x, y, extra, sealing, dealt):
+            rows, client, start, count, busy, place = (part[0] for part in dealt)
 
             def one(j, carry):
                 values, nonfinite, steps = carry
                 c = client[j]
                 value, bad, trips = work(params, x, y, extra, c, start[j], count[j], rows)
-                return values.at[c].set(value), nonfinite.at[c].set(bad), steps + trips
+                return values.at[place[j]].set(value), nonfinite.at[c].set(bad), steps + trips
 
             values, nonfinite, steps = lax.fori_loop(
                 jnp.int32(0),
                 busy,
                 one,
                 (
-                    jnp.zeros((num_clients, dim), dtype),
+                    jnp.zeros((room, dim), dtype),
                     jnp.zeros(num_clients, jnp.int32),
                     jnp.int32(0),
                 ),
@@ -391,6 +472,43 @@ class Engine:
             return lax.psum(values, AXIS), lax.psum(nonfinite, AXIS), steps[None]
 
         return device
+
+    def _into_total(self, work: Callable[..., Any], contribution: Any, add: Any):
+        num_clients = len(self.dataset.clients)
+
+        def device(params, x, y, extra, sealing, dealt):
+            rows, client, start, count, busy, _ = (part[0] for part in dealt)
+            keys, states = sealing
+
+            def payload_of(j):
+                c = client[j]
+                value, bad, trips = work(params, x, y, extra, c, start[j], count[j], rows)
+                payload, finite = contribution(states, keys[c], value)
+                return payload, bad + (~finite & (bad == 0)).astype(jnp.int32), trips
+
+            def one(j, carry):
+                total, nonfinite, steps = carry
+                payload, bad, trips = payload_of(j)
+                nonfinite = nonfinite.at[client[j]].set(bad)
+                return add(states, total, payload), nonfinite, steps + trips
+
+            shape = jax.eval_shape(payload_of, jnp.int32(0))[0]
+            nothing = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shape)
+            total, nonfinite, steps = lax.fori_loop(
+                jnp.int32(0),
+                busy,
+                one,
+                (nothing, jnp.zeros(num_clients, jnp.int32), jnp.int32(0)),
+            )
+            total = jax.tree.map(lambda part: part[None], total)
+            return total, lax.psum(nonfinite, AXIS), steps[None]
+
+        return device
+
+
+def _shape_of(into: Sink) -> Hashable:
+    """What of a sink a compiled program depends on."""
+    return into.room if isinstance(into, Rows) else (into.contribution, into.add)
 
 
 def _batches(count: jax.Array, batch_size: int) -> jax.Array:

@@ -41,6 +41,8 @@ def pack_draw(
     batch_size: int,
     num_devices: int,
     distinct: bool,
+    only: Sequence[int] | None = None,
+    empty_too: bool = False,
 ) -> Draw:
     """Checks a ragged draw and deals it to devices, the clients with most batches first.
 
@@ -52,9 +54,11 @@ def pack_draw(
         batch_size: records in a batch.
         num_devices: how many devices to deal to.
         distinct: refuse a row that is drawn twice in an epoch.
+        only: numbers of the clients that are dealt, whatever the others drew; None for all.
+        empty_too: also deal clients without records, who then execute no step.
 
     Returns:
-        The draw. A client without records is dealt to no device.
+        The draw. A client without records is dealt to no device, unless asked for.
 
     Raises:
         DataError: a wrong number of clients, other than integers, rows of another client, more
@@ -66,7 +70,12 @@ def pack_draw(
             f"{len(indices)}",
             "Give an empty array for a client that takes no part.",
         )
-    orders = [_checked(rows, c, offsets, clients, distinct) for c, rows in enumerate(indices)]
+    nothing = np.zeros((1, 0), np.int32)
+    dealt = range(len(clients)) if only is None else set(only)
+    orders = [
+        _checked(rows, c, offsets, clients, distinct) if c in dealt else nothing
+        for c, rows in enumerate(indices)
+    ]
     lengths = {len(order) for order in orders if order.size}
     if len(lengths) > 1:
         raise _refuse(
@@ -81,7 +90,7 @@ def pack_draw(
     batches = np.array([-(-order.shape[1] // batch_size) for order in orders])
     for c in np.argsort(-batches, kind="stable"):
         order = orders[c]
-        if not order.size:
+        if c not in dealt or not (order.size or empty_too):
             continue
         device = int(load.argmin())
         place, first = busy[device], filled[device]
@@ -90,7 +99,7 @@ def pack_draw(
         count[device, place] = order.shape[1]
         busy[device] += 1
         filled[device] += order.size
-        load[device] += batches[c]
+        load[device] += max(batches[c], 1)
     return Draw(rows, client, start, count, busy.astype(np.int32), epochs)
 
 
