@@ -3,36 +3,58 @@
 Arrays are uint32 residues of shape ``[..., limb, n, batch]``, each below the prime of its limb.
 Operands are broadcast over the last two axes, so a constant may be ``[limb, 1, 1]``.
 
-`implementation` is None or "xla" for the compiled version, or "reference" for Python integers
-on the host. Both give the same bits, with x64 on or off. Every result is fully reduced.
+`implementation` is None for the fastest that runs here; "xla"; "pallas" for the GPU kernel, which
+needs compute capability 9.0 or newer; "pallas_interpret" for the same kernel in JAX's GPU
+interpreter on any machine, slowly and with its checks; or "reference" for Python integers on the
+host. All give the same bits, with x64 on or off. Every result is fully reduced.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Literal
 
 import numpy as np
 
+from fedjax_kernels import mosaic
 from fedjax_kernels.modular import reference, xla
 from fedjax_kernels.modular.moduli import Moduli
 
-Implementation = Literal["xla", "reference"] | None
+Implementation = Literal["xla", "pallas", "pallas_interpret", "reference"] | None
 
 
-def choose(implementation: str | None, xla_module: Any, reference_module: Any) -> Any:
+def choose(
+    implementation: str | None, xla_module: Any, reference_module: Any, supported: bool = True
+) -> Any:
     """Picks the module that implements an operation; None means the fastest that runs here.
 
+    The GPU kernels are the module `pallas` beside `xla_module`, imported only when it is chosen.
+
+    Args:
+        implementation: the name, or None.
+        xla_module: the compiled version for every device.
+        reference_module: Python integers on the host.
+        supported: whether the GPU kernel takes this shape; if not, None means XLA.
+
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the GPU kernel cannot run here.
     """
-    if implementation in (None, "xla"):
+    if implementation == "xla":
         return xla_module
     if implementation == "reference":
         return reference_module
-    raise ValueError(
-        f"implementation needs to be None, 'xla' or 'reference', got {implementation!r}. "
-        "Leave it out to use the fastest."
-    )
+    if implementation is None:
+        if not (supported and mosaic.has_gpu()):
+            return xla_module
+    elif implementation in ("pallas", "pallas_interpret"):
+        mosaic.check_can_run(interpret=implementation == "pallas_interpret")
+    else:
+        raise ValueError(
+            "implementation needs to be None, 'xla', 'pallas', 'pallas_interpret' or 'reference', "
+            f"got {implementation!r}. Leave it out to use the fastest."
+        )
+    kernels = importlib.import_module(f"{xla_module.__package__}.pallas")
+    return mosaic.Interpreted(kernels) if implementation == "pallas_interpret" else kernels
 
 
 def _run(name: str, implementation: Implementation, moduli: Moduli, *operands: Any) -> Any:
@@ -48,7 +70,7 @@ def add(a: Any, b: Any, moduli: Moduli, *, implementation: Implementation = None
         a: [..., limb, n, batch] uint32, below q.
         b: the same, or broadcast against it.
         moduli: the primes.
-        implementation: None, "xla" or "reference".
+        implementation: see the head of this file.
 
     Returns:
         [..., limb, n, batch] uint32, below q.
@@ -116,7 +138,7 @@ def mul_constant(
         a: [..., limb, n, batch] uint32. Any 32-bit value is allowed, not only residues.
         constant: NumPy array [limb, n or 1, batch or 1] of residues below q.
         moduli: the primes.
-        implementation: None, "xla" or "reference".
+        implementation: see the head of this file.
 
     Returns:
         [..., limb, n, batch] uint32, below q.
@@ -139,7 +161,7 @@ def reduce(a: Any, moduli: Moduli, *, implementation: Implementation = None) -> 
     Args:
         a: [..., limb, n, batch] uint32 of any value. A limb axis of length 1 is broadcast.
         moduli: the primes.
-        implementation: None, "xla" or "reference".
+        implementation: see the head of this file.
 
     Returns:
         [..., limb, n, batch] uint32, below q.
@@ -162,7 +184,7 @@ def reduce_words(words: Any, moduli: Moduli, *, implementation: Implementation =
     Args:
         words: [W, ..., limb, n, batch] uint32, least significant word first.
         moduli: the primes.
-        implementation: None, "xla" or "reference".
+        implementation: see the head of this file.
 
     Returns:
         [..., limb, n, batch] uint32, below q.
@@ -185,7 +207,7 @@ def from_signed(a: Any, moduli: Moduli, *, implementation: Implementation = None
     Args:
         a: [..., n, batch] int32, any value.
         moduli: the primes.
-        implementation: None, "xla" or "reference".
+        implementation: see the head of this file.
 
     Returns:
         [..., limb, n, batch] uint32, below q.
@@ -209,7 +231,7 @@ def sum_residues(a: Any, moduli: Moduli, *, implementation: Implementation = Non
     Args:
         a: [K, ..., limb, n, batch] uint32, below q (any value below 2^32 is summed rightly).
         moduli: the primes.
-        implementation: None, "xla" or "reference".
+        implementation: see the head of this file.
 
     Returns:
         [..., limb, n, batch] uint32, below q. Zeros for K = 0.

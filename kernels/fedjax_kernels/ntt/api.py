@@ -13,6 +13,14 @@ from fedjax_kernels.modular.api import Implementation, choose
 from fedjax_kernels.modular.moduli import Moduli
 from fedjax_kernels.ntt import reference, xla
 
+#: The ring degrees of the GPU transform, which keeps whole polynomials in shared memory.
+MIN_GPU_RING_DEGREE, MAX_GPU_RING_DEGREE = 8, 8192
+
+
+def _choose(implementation: Implementation, moduli: Moduli) -> Any:
+    supported = MIN_GPU_RING_DEGREE <= moduli.ring_degree <= MAX_GPU_RING_DEGREE
+    return choose(implementation, xla, reference, supported)
+
 
 def forward(x: Any, moduli: Moduli, *, implementation: Implementation = None) -> Any:
     """Transforms polynomials to their values: out[bitrev(k)] = sum_n x[n] psi^(n (2k+1)).
@@ -20,7 +28,7 @@ def forward(x: Any, moduli: Moduli, *, implementation: Implementation = None) ->
     Args:
         x: [..., limb, N, batch] uint32, below q; coefficients in natural order.
         moduli: the primes and N.
-        implementation: None, "xla" or "reference".
+        implementation: see `fedjax_kernels.modular.api`.
 
     Returns:
         [..., limb, N, batch] uint32, below q; values in bit-reversed order.
@@ -40,7 +48,7 @@ def forward(x: Any, moduli: Moduli, *, implementation: Implementation = None) ->
     algorithm 1; lazy reduction of D. Harvey, arXiv 1205.2926, algorithm 4.
     """
     moduli.check_residues("ntt.forward", x, whole_ring=True)
-    return choose(implementation, xla, reference).forward(x, moduli=moduli)
+    return _choose(implementation, moduli).forward(x, moduli=moduli)
 
 
 def inverse(x: Any, moduli: Moduli, *, implementation: Implementation = None) -> Any:
@@ -49,7 +57,7 @@ def inverse(x: Any, moduli: Moduli, *, implementation: Implementation = None) ->
     Args:
         x: [..., limb, N, batch] uint32, below q; values in bit-reversed order.
         moduli: the primes and N.
-        implementation: None, "xla" or "reference".
+        implementation: see `fedjax_kernels.modular.api`.
 
     Returns:
         [..., limb, N, batch] uint32, below q; coefficients in natural order.
@@ -60,7 +68,7 @@ def inverse(x: Any, moduli: Moduli, *, implementation: Implementation = None) ->
     Source: Gentleman-Sande butterflies as in Longa-Naehrig, algorithm 2; Harvey, algorithm 3.
     """
     moduli.check_residues("ntt.inverse", x, whole_ring=True)
-    return choose(implementation, xla, reference).inverse(x, moduli=moduli)
+    return _choose(implementation, moduli).inverse(x, moduli=moduli)
 
 
 def multiply(a: Any, b: Any, moduli: Moduli, *, implementation: Implementation = None) -> Any:
@@ -70,7 +78,7 @@ def multiply(a: Any, b: Any, moduli: Moduli, *, implementation: Implementation =
         a: [..., limb, N, batch] uint32, below q; coefficients.
         b: the same shape, or batch 1.
         moduli: the primes and N.
-        implementation: None, "xla", or "reference", which multiplies by schoolbook.
+        implementation: see `fedjax_kernels.modular.api`; the reference multiplies by schoolbook.
 
     Returns:
         [..., limb, N, batch] uint32, below q; coefficients of the product.
@@ -80,4 +88,4 @@ def multiply(a: Any, b: Any, moduli: Moduli, *, implementation: Implementation =
     """
     moduli.check_residues("ntt.multiply", a, whole_ring=True)
     moduli.check_residues("ntt.multiply", b, whole_ring=True)
-    return choose(implementation, xla, reference).multiply(a, b, moduli=moduli)
+    return _choose(implementation, moduli).multiply(a, b, moduli=moduli)
