@@ -1,0 +1,91 @@
+"""Threshold keys and decryption for XLA, on 32-bit words only."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_kernels.discrete_gaussian import xla as discrete_gaussian
+from fedjax_kernels.modular import xla as modular
+from fedjax_kernels.ntt import xla as ntt
+from fedjax_kernels.rlwe import xla as rlwe
+from fedjax_kernels.rlwe.parameters import SecretKey
+
+
+@partial(jax.jit, static_argnames="params")
+def common_part(words, *, params):
+    wide = words.reshape(3, params.num_limbs, params.ring_degree, 1)
+    return modular.reduce_words(wide, moduli=params.moduli)
+
+
+@partial(jax.jit, static_argnames="params")
+def contribute(a, words, *, params):
+    moduli = params.moduli
+    small = words.reshape(4, params.ring_degree, 1)
+    secret, error = (
+        rlwe._ternary(small[0], small[1]),
+        rlwe._centred_binomial(small[2], small[3]),
+    )
+    s, e = rlwe._transform_small(jnp.stack([secret, error]), moduli)
+    return SecretKey(s), modular.sub(e, modular.mul(a, s, moduli=moduli), moduli=moduli)
+
+
+def total(parts, *, params):
+    return modular.sum_residues(jnp.asarray(parts), moduli=params.moduli)
+
+
+@partial(jax.jit, static_argnames=("params", "threshold", "num_parties"))
+def share(secret, words, *, params, threshold, num_parties):
+    moduli = params.moduli
+    wide = words.reshape(3, threshold - 1, params.num_limbs, params.ring_degree, 1)
+    coefficients = modular.reduce_words(wide, moduli=moduli)
+    constant = secret[: params.num_limbs]
+    shares = []
+    for point in range(1, num_parties + 1):  # Horner's rule
+        scale = moduli.per_limb(lambda q, point=point: point % q)
+        value = jnp.zeros_like(constant)
+        for coefficient in coefficients[::-1]:
+            value = modular.add(value, coefficient, moduli=moduli)
+            value = modular.mul_constant(value, scale, moduli.shoup(scale), moduli=moduli)
+        shares.append(modular.add(value, constant, moduli=moduli))
+    return jnp.stack(shares)
+
+
+@partial(jax.jit, static_argnames=("params", "shift_bits"))
+def flood(tables, words, *, params, shift_bits):
+    moduli, degree = params.moduli, params.ring_degree
+    scale = moduli.per_limb(lambda q: (1 << shift_bits) % q)
+    value = None
+    for table, part in zip(tables[::-1], words[::-1], strict=True):  # Horner's rule
+        drawn = discrete_gaussian.sample(table.thresholds, part).reshape(degree, -1)
+        drawn = modular.from_signed(drawn, moduli=moduli)
+        if value is not None:
+            value = modular.mul_constant(value, scale, moduli.shoup(scale), moduli=moduli)
+            drawn = modular.add(value, drawn, moduli=moduli)
+        value = drawn
+    return value
+
+
+@partial(jax.jit, static_argnames="params")
+def partially_decrypt(key_share, coefficient, second, flood, *, params):
+    moduli = params.moduli
+    additive = modular.mul(key_share, coefficient, moduli=moduli)
+    additive = modular.to_montgomery(additive, moduli=moduli)
+    product = modular.mul_montgomery(ntt.forward(second, moduli=moduli), additive, moduli=moduli)
+    return modular.add(ntt.inverse(product, moduli=moduli), flood, moduli=moduli)
+
+
+@partial(jax.jit, static_argnames=("params", "negative"))
+def mask(partial, words, *, params, negative):
+    wide = words.reshape(3, *partial.shape)
+    uniform = modular.reduce_words(wide, moduli=params.moduli)
+    operation = modular.sub if negative else modular.add
+    return operation(partial, uniform, moduli=params.moduli)
+
+
+@partial(jax.jit, static_argnames="params")
+def combine(first, partials, *, params):
+    moduli = params.moduli
+    return modular.add(first, modular.sum_residues(partials, moduli=moduli), moduli=moduli)
