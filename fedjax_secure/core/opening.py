@@ -562,9 +562,12 @@ def _opened_to_bytes(opened: Opened) -> bytes:
 def _opened_from_bytes(content: bytes, round: int) -> Opened:
     try:
         fields = msgpack.unpackb(content)
-        total = np.frombuffer(fields["total"], fields["dtype"])
-        stored = Opened(fields["round"], total, tuple(fields["clients"]),
-                        fields["submissions_digest"])
+        if fields["dtype"] not in ("<u4", "<f4") or fields["round"] != round:
+            raise ValueError
+        clients, digest = tuple(fields["clients"]), fields["submissions_digest"]
+        if not all(isinstance(name, str) for name in clients) or not isinstance(digest, bytes):
+            raise TypeError
+        stored = Opened(round, np.frombuffer(fields["total"], fields["dtype"]), clients, digest)
     except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         raise OpeningError(f"the stored result of round {round}", need="a whole file",
                            found="one that cannot be read", fix="Restore it from a backup; "
