@@ -28,9 +28,21 @@ def subtract_once(x: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def mulhi(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The upper 32 bits of the 64-bit product; operands of equal rank are broadcast."""
+    """The upper 32 bits of the 64-bit product; operands of equal rank are broadcast.
+
+    XLA cannot partition its own operation for it: a program under `jax.shard_map` fails to compile
+    (jax 0.10 to 0.12). There the product is taken in 64 bits, which is slower on a CPU, and which
+    needs no x64 mode outside these lines.
+    """
     shape = jnp.broadcast_shapes(a.shape, b.shape)
-    return lax.mulhi(jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape))
+    a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
+    if jax.sharding.get_abstract_mesh().empty:
+        return lax.mulhi(a, b)
+    half = lax.full_like(a, 32)
+    with jax.enable_x64(True):
+        wide = [lax.convert_element_type(word, np.uint64) for word in (a, b, half)]
+        product = lax.shift_right_logical(lax.mul(wide[0], wide[1]), wide[2])
+        return lax.convert_element_type(product, np.uint32)
 
 
 def mul_shoup_lazy(a: jax.Array, w: jax.Array, quotient: jax.Array, q: jax.Array) -> jax.Array:
