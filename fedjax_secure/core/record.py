@@ -35,6 +35,8 @@ class RoundRecord:
         timings_seconds: train, privacy, encrypt, aggregate, ledger.
         bytes_per_client: what one client sent.
         ledger_head: the ledger's head after the round, hexadecimal; empty without a ledger.
+        aggregator: ``"untrusted"`` where whoever opened the sum made it from signed messages,
+            ``"semi-honest"`` where the aggregator's sum was taken on trust.
 
     Example:
         >>> record = RoundRecord(run="00", round=1, mode="secure", clients=("a",),
@@ -56,6 +58,7 @@ class RoundRecord:
     timings_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     bytes_per_client: int = 0
     ledger_head: str = ""
+    aggregator: str = "untrusted"
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""

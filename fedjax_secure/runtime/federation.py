@@ -20,7 +20,9 @@ from .. import __version__
 from ..algorithms import Algorithm
 from ..core import (
     Aggregation,
+    Aggregator,
     BudgetError,
+    Opened,
     ResumeError,
     RoundRecord,
     RoundState,
@@ -28,23 +30,20 @@ from ..core import (
     Signer,
     Spec,
     SpecError,
-    Submission,
     ThreatModel,
     model_digest,
     source,
 )
-from ..core.randomness import device_keys
-from ..core.stage import require_finite
 from ..data import FederatedDataset
 from ..ledger import Account, EmbeddedLedger, commit
 from ..models import Model
 from ..privacy import Budget, Spend, compose
 from ..selection import Selection, all_records
 from ..training import Engine, evaluate
-from .journal import Journal
+from .clients import Clients, RoundInput, chunk_size
+from .journal import Journal, Sent
 
 _COORDINATOR = "coordinator"
-Sent = tuple[Submission, bytes]  # a client's message, and the salt of its commitment
 
 #: What leaves the clients in a simulation or a record and no guarantee covers.
 OUTSIDE = (
@@ -74,6 +73,12 @@ class Federation:
             or all where there is no noise.
         denominator: the public constant the sum is divided by; None takes the expected number of
             records (algorithms that send one gradient) or the number of clients.
+        aggregator: ``"untrusted"``: whoever opens the sum makes it, from the clients' signed
+            messages. ``"semi-honest"``: values are added up inside the compiled round, encrypted or
+            not, and the aggregator is trusted to have that sum opened and no other: faster, in
+            memory that does not grow with the number of clients, and without a ledger.
+        chunk_clients: with an untrusted aggregator, how many clients' values are in memory at once;
+            None takes as many as hold 2^25 values. Their messages go to disk.
 
     Guarantees:
         The spend of a round is on disk before its sum is opened. A round that was interrupted
@@ -113,6 +118,8 @@ class Federation:
         seed: int | None = None,
         min_clients: int | None = None,
         denominator: float | None = None,
+        aggregator: Aggregator = "untrusted",
+        chunk_clients: int | None = None,
     ):
         self.model, self.data, self.algorithm = model, data, algorithm
         self.aggregation, self.selection = aggregation, selection or all_records()
@@ -120,7 +127,8 @@ class Federation:
         self.source = source(seed)
         self.records: list[RoundRecord] = []
         self._traces: Counter[str] = Counter()
-        self.spec, states = self._plan(min_clients, denominator)
+        self.spec, states = self._plan(min_clients, denominator, aggregator)
+        self._room = chunk_size(chunk_clients, data.num_clients, model.dim)
         self.spend = self._spend()
         self._journal = Journal(folder)
         self._opener = None
@@ -132,7 +140,16 @@ class Federation:
 
     # -- what the run is, checked before anything is traced ---------------------------------
 
-    def _plan(self, min_clients: int | None, denominator: float | None) -> tuple[Spec, dict]:
+    def _plan(self, min_clients: int | None, denominator: float | None,
+              aggregator: Aggregator) -> tuple[Spec, dict]:
+        if aggregator not in ("untrusted", "semi-honest"):
+            raise SpecError("the federation", need='aggregator "untrusted" or "semi-honest"',
+                            found=repr(aggregator), fix="Leave it out for the first.")
+        if aggregator == "semi-honest" and self.ledger is not None:
+            raise SpecError(
+                "the federation", need="each client's own message, to record on the ledger",
+                found='aggregator="semi-honest", which adds messages up as they are made',
+                fix='Leave the ledger out, or use aggregator="untrusted".')
         clients, records = self.data.num_clients, len(self.data.y)
         sampling = self.selection.sampling
         rate = sampling.rate if sampling else 1.0
@@ -146,7 +163,7 @@ class Federation:
         spec = Spec(
             dim=self.model.dim, num_clients=clients, num_records=records, denominator=denominator,
             min_clients=min_clients or 1, sampling=sampling, mode=self.source.mode,
-            unit_name=self.data.unit, client_name=self.data.client_unit)
+            unit_name=self.data.unit, client_name=self.data.client_unit, aggregator=aggregator)
         states, chained = self.aggregation.init(spec)
         if min_clients is None and chained.mechanism is None:
             # No noise that says how many shares it needs: a sum of fewer would tell more.
@@ -232,7 +249,7 @@ class Federation:
         self._setting = Setting(
             run=secrets["run"], min_clients=self.spec.min_clients, source=self.source,
             roster={client: signer.public_key for client, signer in self._signers.items()},
-            folder=self._journal.opener_folder)
+            folder=self._journal.opener_folder, aggregator=self.spec.aggregator)
         self._states, self._opener = self.aggregation.setup(states, self.spec, self._setting)
         if self.ledger is not None:
             self._coordinator = Account.from_secret(secrets[_COORDINATOR])
@@ -243,8 +260,9 @@ class Federation:
                 if not self.ledger.registered(account.address):
                     self.ledger.register(account, self._signers[client].public_key)
         self._engine = Engine(self.model, self.data, batch_size=self.algorithm.batch_size)
-        self._encode = self._compiled("encode", self.aggregation.encode)
-        self._seal = self._compiled("seal", self.aggregation.seal)
+        self._clients = Clients(
+            self._engine, self.algorithm, self.aggregation, self._states, self.source,
+            self._setting, self._signers, self._opener.key_id, self._room, self._compiled)
         self._step = self._compiled("step", self._server_step)
 
     # -- rounds ------------------------------------------------------------------------------
@@ -312,17 +330,18 @@ class Federation:
         number, before = self._require_last(state) + 1, model_digest(state.params)
         clock = _Clock()
         sent, notes = self._kept(number)
-        if not sent:
-            sent, notes = self._work(state, number, before, clock, notes)
-        timings = dict(notes["timings_seconds"])
+        if sent is None:
+            cohort = self.selection.draw(self.source, number, self.data.clients, self.data.offsets)
+            start = RoundInput(number, cohort, state.params, before)
+            sent = self._clients.work(start, notes, self._journal, clock)
+        timings = dict(sent.notes["timings_seconds"])
         clock.lap("other")
-        # The submissions are on the clients' disks and none has left: spend, then go on.
-        self._spend_round(number, notes["attempt"])
+        # What was sent is on the clients' disks and none has left: spend, then go on.
+        self._spend_round(number, sent.notes["attempt"])
         timings["privacy"] += clock.lap("spend")
         head = self._submit(number, sent)
         clock.lap("ledger")
-        assert self._opener is not None
-        opened = self._opener.open(number, before, [submission for submission, _ in sent])
+        opened = self._open(number, before, sent)
         params, opt_state = jax.block_until_ready(
             self._step(state.params, state.opt_state, self._states, opened.total))
         after = model_digest(params)
@@ -338,12 +357,18 @@ class Federation:
             dp=self._dp(number), metrics=metrics, outside_guarantee=OUTSIDE,
             timings_seconds={**timings, "aggregate": clock.seconds["aggregate"],
                              "ledger": clock.seconds["ledger"]},
-            bytes_per_client=max(submission.num_bytes for submission, _ in sent),
-            ledger_head=head)
-        self._journal.finish(new, record, sent)
+            bytes_per_client=sent.largest_bytes, ledger_head=head,
+            aggregator=self.spec.aggregator)
+        self._journal.finish(new, record, sent.submissions)
         return new, record
 
-    def _kept(self, number: int) -> tuple[list[Sent], dict[str, Any]]:
+    def _open(self, number: int, before: bytes, sent: Sent) -> Opened:
+        assert self._opener is not None
+        if sent.total is not None:
+            return self._opener.open_total(number, before, sent.total, sent.clients)
+        return self._opener.open(number, before, [made for made, _ in sent.submissions])
+
+    def _kept(self, number: int) -> tuple[Sent | None, dict[str, Any]]:
         """What the clients stored before this round was interrupted, if it can still be opened.
 
         A key holder that keeps no keys (OpenFHE's) has others after a crash. Then nobody can open
@@ -351,13 +376,12 @@ class Federation:
         spend.
         """
         assert self._opener is not None
-        kept = self._journal.sent(number)
-        if kept is None:
-            return [], {"attempt": self._attempts(number)}
-        sent, notes = kept
+        sent = self._journal.sent(number)
+        if sent is None:
+            return None, {"attempt": self._attempts(number)}
         opened = self._opener.opened(number) is not None
-        if opened or all(submission.key_id == self._opener.key_id for submission, _ in sent):
-            return sent, notes
+        if opened or sent.key_ids == {self._opener.key_id}:
+            return sent, {}
         if self.ledger is not None and self.ledger.confirmed_rounds() >= number:
             raise ResumeError(
                 f"round {number}", need="the opened sum of a round that the ledger has confirmed",
@@ -368,8 +392,8 @@ class Federation:
         self._journal.forget_sent(number)
         # A key that should have been kept was lost with other files: then what was released is not
         # known, and the round counts again.
-        return [], {"attempt": self._attempts(number) if self._opener.keeps_key
-                    else notes["attempt"]}
+        return None, {"attempt": self._attempts(number) if self._opener.keeps_key
+                      else sent.notes["attempt"]}
 
     def _attempts(self, number: int) -> int:
         """How often this round was paid for although nothing of it is left here.
@@ -380,38 +404,6 @@ class Federation:
         if self.budget is None or self.source.mode == "seeded":
             return 0
         return self._spent_rounds().count(number)
-
-    def _work(self, state, number, before, clock, notes) -> tuple[list[Sent], dict[str, Any]]:
-        """What the clients do: train, protect, sign; stored before any of it is sent."""
-        clients = self.data.clients
-        cohort = self.selection.draw(self.source, number, clients, self.data.offsets)
-        keys = device_keys([self.source.key("client", round=number, client=client)
-                            for client in clients])
-        work = self.algorithm.local(self._engine, state.params, cohort, keys, self.aggregation,
-                                    self._states, self.source)
-        jax.block_until_ready(work.values)
-        require_finite(work.nonfinite == 0, clients, f"round {number}")
-        clock.lap("train")
-        elements, finite = jax.block_until_ready(self._encode(self._states, keys, work.values))
-        require_finite(np.asarray(finite), clients, f"round {number}")
-        clock.lap("privacy")
-        payloads = jax.block_until_ready(self._seal(self._states, keys, elements))
-        wire = self.aggregation.to_wire(self._states, payloads, self._setting)
-        everyone = zip(clients, wire, cohort.alive, strict=True)
-        sent = [self._sign(client, number, before, payload)
-                for client, payload, alive in everyone if alive]
-        clock.lap("encrypt")
-        timings = {name: clock.seconds[name] for name in ("train", "privacy", "encrypt")}
-        notes = {**notes, "timings_seconds": timings}
-        self._journal.store_sent(number, sent, notes)
-        return sent, notes
-
-    def _sign(self, client: str, number: int, before: bytes, payload: bytes):
-        assert self._opener is not None
-        submission = Submission(client, self._setting.run, number, before, self._opener.key_id,
-                                payload)
-        salt = self.source.key("salt", round=number, client=client)
-        return submission.signed(self._signers[client]), salt
 
     def _spent_rounds(self) -> list[int | None]:
         """Rounds of this run that the budget holds, since it was last reset, one entry a spend."""
@@ -429,11 +421,11 @@ class Federation:
             assert self.budget is not None
             self.budget.spend(self.run_id, number, self.spend, attempt=attempt)
 
-    def _submit(self, number: int, sent) -> str:
+    def _submit(self, number: int, sent: Sent) -> str:
         if self.ledger is None:
             return ""
         with self.ledger.batch():
-            for submission, salt in sent:
+            for submission, salt in sent.submissions:
                 # Repeating a submission that the ledger has taken appends nothing.
                 self.ledger.submit_update(self._accounts[submission.client], number,
                                           commit(submission.statement_digest, salt))

@@ -4,8 +4,10 @@ A run's folder holds
 
 - ``run.json``: what the run is (never changes);
 - ``secrets.msgpack``: the clients' signing keys and ledger keys, readable by the owner only;
-- ``sent-NNNNNN.msgpack``: the signed submissions of a round, written before anything leaves a
-  client, so that a resumed round sends the same bytes and nothing is released twice;
+- ``sent-NNNNNN.msgpack``: the signed submissions of a round, or the one sum of a round whose
+  aggregator is trusted, written before anything leaves a client, so that a resumed round sends the
+  same bytes and nothing is released twice; the submissions' payloads lie in
+  ``sent-NNNNNN.payloads``, which is written first;
 - ``state-NNNNNN.msgpack``: the finished round's state and record in one file;
 - ``records.jsonl`` and ``commitments.jsonl``: the records so far, and what opens each client's
   commitment on the ledger (the salt, and the digest of its signed statement), for that client; a
@@ -19,10 +21,13 @@ Numbers are stored as raw buffers in msgpack; nothing is ever unpickled.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +35,59 @@ import jax
 import msgpack
 import numpy as np
 
-from ..core import ResumeError, RoundRecord, RoundState, Submission
+from ..core import ResumeError, RoundRecord, RoundState, StoredPayload, Submission
 from ..core.opening import write_durably
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What the clients of one round sent, as it lies on disk.
+
+    Attributes:
+        submissions: signed, each with the salt of its commitment; empty where the aggregator
+            made the sum.
+        notes: what else the round has to remember.
+        total: the aggregator's sum; None where there are submissions.
+        clients: whose values are in it.
+        key_ids: SHA-256 of the public keys under which they were encrypted.
+        largest_bytes: the largest message of a client.
+    """
+
+    submissions: tuple[tuple[Submission, bytes], ...]
+    notes: Mapping[str, Any]
+    total: bytes | None
+    clients: tuple[str, ...]
+    key_ids: frozenset[bytes]
+    largest_bytes: int
+
+
+class Outbox:
+    """A round's submissions while they are made; see :meth:`Journal.sending`."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "wb", opener=_open_private)
+        self._path, self._end = path, 0
+        self.rows: list[tuple[Submission, bytes]] = []
+
+    def add(self, submission: Submission, salt: bytes) -> None:
+        """Put a signed submission's payload on disk; keep the rest in memory."""
+        payload = bytes(submission.payload)
+        self._file.write(payload)
+        stored = StoredPayload(self._path, self._end, len(payload),
+                               hashlib.sha256(payload).digest())
+        self._end += len(payload)
+        self.rows.append((replace(submission, payload=stored), salt))
+
+    def sync(self) -> None:
+        """Return when the payloads are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Journal:
@@ -110,28 +164,69 @@ class Journal:
 
     # -- what a round sent -------------------------------------------------------------------
 
-    def store_sent(self, round: int, sent: Sequence[tuple[Submission, bytes]],
-                   notes: Mapping[str, Any]) -> None:
-        """Keep a round's submissions and the salts of their commitments, before they are sent."""
-        rows = [[s.client, s.run, s.round, s.model_digest, s.key_id, s.payload, s.signature, salt]
-                for s, salt in sent]
-        write_durably(self._sent(round), msgpack.packb({"sent": rows, "notes": dict(notes)}))
+    @contextmanager
+    def sending(self, round: int) -> Iterator[Outbox]:
+        """Take a round's submissions one by one; whoever leaves with an error has sent nothing.
 
-    def sent(self, round: int) -> tuple[list[tuple[Submission, bytes]], dict[str, Any]] | None:
-        """A round's stored submissions, salts and notes; None if nothing was sent yet."""
+        They are sent once :meth:`store_sent` has been called with what the outbox holds.
+        """
+        outbox = Outbox(self._payloads(round))
+        try:
+            yield outbox
+            outbox.sync()
+        except BaseException:
+            outbox.close()
+            self._payloads(round).unlink(missing_ok=True)
+            raise
+        outbox.close()
+
+    def store_sent(self, round: int, sent: Sequence[tuple[Submission, bytes]],
+                   notes: Mapping[str, Any]) -> Sent:
+        """Keep a round's submissions and the salts of their commitments, before they are sent."""
+        rows = [[s.client, s.run, s.round, s.model_digest, s.key_id,
+                 [s.payload.start, len(s.payload), s.payload.digest], s.signature, salt]
+                for s, salt in sent if isinstance(s.payload, StoredPayload)]
+        return self._store_sent(round, {"sent": rows, "notes": dict(notes)})
+
+    def store_total(self, round: int, total: bytes, clients: Sequence[str], key_id: bytes,
+                    notes: Mapping[str, Any]) -> Sent:
+        """Keep the sum that the aggregator made of a round, before it is opened."""
+        return self._store_sent(round, {"total": total, "clients": list(clients),
+                                        "key_id": key_id, "notes": dict(notes)})
+
+    def _store_sent(self, round: int, content: dict[str, Any]) -> Sent:
+        write_durably(self._sent(round), msgpack.packb(content))
+        return self._as_sent(round, content)
+
+    def sent(self, round: int) -> Sent | None:
+        """What a round stored before it was interrupted; None if nothing was sent yet."""
         if not self._sent(round).exists():
             return None
-        stored = self._read(self._sent(round))
-        return [(Submission(*row[:7]), row[7]) for row in stored["sent"]], stored["notes"]
+        return self._as_sent(round, self._read(self._sent(round)))
+
+    def _as_sent(self, round: int, content: Mapping[str, Any]) -> Sent:
+        notes = content["notes"]
+        if "total" in content:
+            total = content["total"]
+            return Sent((), notes, total, tuple(content["clients"]),
+                        frozenset((content["key_id"],)), len(total))
+        submissions = []
+        for *fields, (start, size, digest), signature, salt in content["sent"]:
+            payload = StoredPayload(self._payloads(round), start, size, digest)
+            submissions.append((Submission(*fields, payload, signature), salt))
+        made = [submission for submission, _ in submissions]
+        return Sent(tuple(submissions), notes, None, tuple(s.client for s in made),
+                    frozenset(s.key_id for s in made), max(s.num_bytes for s in made))
 
     def forget_sent(self, round: int) -> None:
-        """Drop a round's submissions, which nobody can open any more."""
+        """Drop what a round stored: nobody can open it any more, or the round is finished."""
         self._sent(round).unlink(missing_ok=True)
+        self._payloads(round).unlink(missing_ok=True)
 
     # -- what a round left -------------------------------------------------------------------
 
     def finish(self, state: RoundState, record: RoundRecord,
-               sent: Sequence[tuple[Submission, bytes]]) -> None:
+               sent: Sequence[tuple[Submission, bytes]] = ()) -> None:
         """Keep a finished round; its submissions and the state before the last go."""
         with open(self.folder / "commitments.jsonl", "a", opener=_open_private) as file:
             for submission, salt in sent:
@@ -145,7 +240,7 @@ class Journal:
         write_durably(self._state(state.round), msgpack.packb(content))
         with open(self.folder / "records.jsonl", "a", opener=_open_private) as file:
             file.write(record.to_json() + "\n")
-        self._sent(state.round).unlink(missing_ok=True)
+        self.forget_sent(state.round)
         self._state(state.round - 2).unlink(missing_ok=True)
 
     def last_round(self) -> int:
@@ -158,7 +253,7 @@ class Journal:
         last = self.last_round()
         if last == 0:
             return like, []
-        self._sent(last).unlink(missing_ok=True)  # left by a kill right after the state was kept
+        self.forget_sent(last)  # left by a kill right after the state was kept
         stored = self._read(self._state(last))
         leaves, treedef = jax.tree.flatten(like._replace(round=0))
         arrays = [_unpack_array(row) for row in stored["leaves"]]
@@ -195,6 +290,9 @@ class Journal:
 
     def _sent(self, round: int) -> Path:
         return self.folder / f"sent-{round:06d}.msgpack"
+
+    def _payloads(self, round: int) -> Path:
+        return self._sent(round).with_suffix(".payloads")
 
     def _state(self, round: int) -> Path:
         return self.folder / f"state-{round:06d}.msgpack"

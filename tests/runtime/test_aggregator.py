@@ -1,0 +1,176 @@
+"""Who adds up: openers that make the sum themselves, in chunks, or an aggregator that is trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import optax
+import pytest
+
+import fedjax_secure as fs
+from fedjax_secure.core import OpeningError, SpecError, UpdateError, model_digest
+from fedjax_secure.data import heart_disease
+
+DATA = heart_disease()
+RATE = 0.2
+
+
+def federation(tmp_path, *, encrypted=True, private=True, algorithm=None, **options):
+    stages = [fs.privacy.clip(1.0, unit="record"), fs.privacy.quantise(bits=24)]
+    budget = None
+    if private:
+        stages.append(fs.privacy.discrete_gaussian(2.0, missing_shares=1))
+        budget = fs.privacy.Budget.open(
+            DATA.population_fingerprint, DATA.unit, epsilon=50.0, dp_delta=1e-4,
+            folder=tmp_path / "budget", label="simulation")
+    if encrypted:
+        stages.append(fs.he.encrypt(fs.he.public_key()))
+    return fs.Federation(
+        fs.models.logistic_regression(DATA), DATA,
+        algorithm or fs.algorithms.fed_sgd(optax.sgd(0.5)), fs.chain(*stages),
+        selection=fs.selection.poisson_records(RATE), budget=budget, folder=tmp_path / "run",
+        seed=7, **options)
+
+
+def digests(run, rounds=2):
+    with run:
+        state, found = run.init(), []
+        for state, record in run.run(state, rounds=rounds):
+            found.append(record.model_after)
+        assert model_digest(state.params).hex() == found[-1]
+        assert all(count == 1 for count in run.traces.values()), run.traces
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return digests(federation(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_chunks_change_nothing(tmp_path, expected, clients):
+    assert digests(federation(tmp_path, chunk_clients=clients)) == expected
+    left = [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith("sent")]
+    assert left == []
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_the_sum_inside_the_compiled_round_is_the_same(tmp_path, expected, encrypted):
+    run = federation(tmp_path, encrypted=encrypted, aggregator="semi-honest")
+    assert digests(run) == expected
+    assert set(run.traces) == {"record_sums", "step"}
+    assert [record.aggregator for record in run.records] == ["semi-honest"] * 2
+    assert all(record.clients == tuple(sorted(DATA.clients)) for record in run.records)
+
+
+def test_a_trusted_aggregator_is_stated(tmp_path):
+    with federation(tmp_path, aggregator="semi-honest") as run:
+        text = " ".join(run.threat_model().assumptions)
+        assert "semi-honest aggregator" in text and "can have one hospital's ciphertext" in text
+    with federation(tmp_path / "other") as run:
+        assert "semi-honest" not in " ".join(run.threat_model().assumptions)
+
+
+def test_each_way_refuses_the_other_ways_messages(tmp_path):
+    with federation(tmp_path / "a", aggregator="semi-honest") as run:
+        with pytest.raises(OpeningError, match="needs the aggregator's sum"):
+            run._opener.open(1, bytes(32), [])
+    with federation(tmp_path / "b") as run:
+        with pytest.raises(OpeningError, match="needs the clients' signed submissions"):
+            run._opener.open_total(1, bytes(32), b"", DATA.clients)
+
+
+def test_an_aggregators_sum_needs_enough_known_clients_once(tmp_path):
+    run = federation(tmp_path, aggregator="semi-honest")
+    with run:
+        state = run.init()
+        for state, _ in run.run(state, rounds=1):
+            pass
+        opener, total = run._opener, b"another"
+        for names in (DATA.clients[:1], ("nobody", *DATA.clients), DATA.clients[:1] * 4):
+            with pytest.raises(OpeningError, match="distinct clients of the roster"):
+                opener.open_total(2, bytes(32), total, names)
+        with pytest.raises(OpeningError, match="has not been opened"):
+            opener.open_total(1, bytes(32), total, DATA.clients)
+        with pytest.raises(OpeningError, match="ciphertext of the aggregator's sum"):
+            opener.open_total(2, bytes(32), total, DATA.clients)
+
+
+def test_a_round_that_was_interrupted_sends_the_same_sum(tmp_path, expected, monkeypatch):
+    run = federation(tmp_path, aggregator="semi-honest")
+    with run, monkeypatch.context() as patched:
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        patched.setattr(run, "_spend_round", stop)
+        with pytest.raises(KeyboardInterrupt):
+            next(run.run(run.init(), rounds=1))
+    kept = (tmp_path / "run" / "sent-000001.msgpack").read_bytes()
+    again = federation(tmp_path, aggregator="semi-honest")
+    assert digests(again) == expected
+    assert kept and again.traces["record_sums"] == 1  # the first round was not worked again
+
+
+def test_damaged_payloads_on_disk_are_not_sent(tmp_path, monkeypatch):
+    with federation(tmp_path) as run, monkeypatch.context() as patched:
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        patched.setattr(run, "_spend_round", stop)
+        with pytest.raises(KeyboardInterrupt):
+            next(run.run(run.init(), rounds=1))
+    path = tmp_path / "run" / "sent-000001.payloads"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with federation(tmp_path) as run:
+        with pytest.raises(fs.core.ResumeError, match="needs the bytes that were written"):
+            next(run.run(run.init(), rounds=1))
+
+
+@pytest.mark.parametrize("aggregator", ["untrusted", "semi-honest"])
+def test_values_that_are_not_finite_are_named_and_nothing_is_sent(tmp_path, aggregator):
+    x = np.where(DATA.x == 0, np.float32(1e30), DATA.x)
+    data = fs.data.FederatedDataset(**{**vars(DATA), "x": x})
+    run = fs.Federation(fs.models.logistic_regression(data), data, fs.algorithms.fed_avg(1e38),
+                        fs.chain(), seed=1, aggregator=aggregator, folder=tmp_path)
+    with run, pytest.raises(UpdateError, match="NaN or infinity from Cleveland"):
+        next(run.run(run.init(), rounds=1))
+    assert not list(tmp_path.glob("sent-*"))
+
+
+def test_local_training_adds_up_alike(tmp_path):
+    models = []
+    for aggregator in ("untrusted", "semi-honest"):
+        run = fs.Federation(
+            fs.models.logistic_regression(DATA), DATA, fs.algorithms.fed_avg(0.1, local_epochs=2),
+            fs.chain(), seed=1, aggregator=aggregator)
+        with run:
+            for state, record in run.run(run.init(), rounds=2):
+                pass
+        models.append(np.asarray(run.model.ravel(state.params)))
+    np.testing.assert_allclose(models[0], models[1], atol=1e-6)  # floats, added in another order
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aggregator": "honest"}, "aggregator \"untrusted\" or \"semi-honest\", got 'honest'"),
+        ({"chunk_clients": 0}, "chunk_clients of 1 or more, got 0"),
+        ({"chunk_clients": 2.5}, "chunk_clients of 1 or more, got 2.5"),
+    ],
+)
+def test_refusals(tmp_path, options, message):
+    with pytest.raises(SpecError, match=message):
+        federation(tmp_path, **options)
+
+
+def test_a_ledger_needs_each_clients_message(tmp_path):
+    ledger = fs.ledger.embedded(tmp_path / "ledger.log")
+    with pytest.raises(SpecError, match="to record on the ledger"):
+        federation(tmp_path, aggregator="semi-honest", ledger=ledger)
+
+
+def test_another_aggregator_is_another_run(tmp_path):
+    federation(tmp_path).close()
+    with pytest.raises(fs.core.ResumeError, match="aggregator='untrusted'"):
+        federation(tmp_path, aggregator="semi-honest")
