@@ -371,7 +371,10 @@ def edited_values(rng: Rng, fields: Any) -> Any:
     elif isinstance(fields, dict):
         items[place] = (items[place][0], hostile(rng))
     elif isinstance(items[place], list) and rng.random() < 0.7:
-        items[place] = [hostile(rng) if rng.random() < 0.6 else x for x in items[place] * 2]
+        items[place] = [
+            rng.choice((hostile(rng), x, float(x) if isinstance(x, int) else x))
+            for x in items[place] * rng.choice((1, 1, 2))
+        ]
     elif isinstance(items[place], int) and rng.random() < 0.4:
         items[place] = rng.choice((items[place] + 1, float(items[place]), -items[place]))
     else:
@@ -479,8 +482,8 @@ class Run:
     slowest_seconds: float = 0.0
     most_bytes: int = 0
 
-    def one(self, number: int, target: Target, content: Any) -> None:
-        where = f"seed {self.seed}, input {number}, {target.name}, {len(content or b'')} bytes"
+    def one(self, number: int, target: Target, content: bytes) -> None:
+        where = f"seed {self.seed}, input {number}, {target.name}, {len(content)} bytes"
         signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
         measured = number % 16 == 0  # measuring memory takes time
         if measured:
@@ -501,7 +504,8 @@ class Run:
             tracemalloc.stop()
         self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - start)
         self.most_bytes = max(self.most_bytes, used)
-        assert used < 16 * len(target.message) + (1 << 20), f"{where}: {used} bytes of memory"
+        size = max(len(target.message), len(content))
+        assert used < 16 * size + (1 << 20), f"{where}: {used} bytes of memory"
         self.counts[target.name, outcome] += 1
 
     def go(self, inputs: int) -> None:

@@ -123,7 +123,8 @@ class Context:
             wire_version, *rest = msgpack.unpackb(content[start:end])
             if wire_version == WIRE_VERSION:
                 found_kind, scheme, version, digest, found_key, found_dim, sizes = rest
-                whole = end + sum(sizes) == len(content) and min(sizes) >= 0
+                whole = (bool(sizes) and all(type(size) is int and size >= 0 for size in sizes)
+                         and end + sum(sizes) == len(content))
         except Exception:
             raise Refusal(where, need="a header that can be read", found="another one",
                           fix=again) from None
