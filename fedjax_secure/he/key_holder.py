@@ -19,7 +19,8 @@ from . import wire
 from .packing import Packing
 
 _FILE = "key-holder.key"
-_FILE_VERSION = 1
+_FILE_VERSION = 2
+_FEWEST = 2  # a sum of one client's value is that value
 _BLOCK = 16  # ciphertexts that are summed at once: bounds memory, and one program serves all
 
 
@@ -37,22 +38,29 @@ class KeyHolder(OnceOpener):
             a folder the key lives and ends with this object.
 
     Guarantees:
-        One sum a round is opened, of at least ``min_clients`` distinct registered clients, each
-        ciphertext signed for this run, round, model and key, none given twice. Neither ``repr`` nor
-        an error shows a secret. It can decrypt a single client's ciphertext, and is trusted not to.
+        One sum a round is opened, of at least ``min_clients`` and never fewer than two distinct
+        registered clients, each ciphertext signed for this run, round, model and key, none given
+        twice. Neither ``repr`` nor an error shows a secret. It can decrypt a single client's
+        ciphertext, and is trusted not to.
 
     Assumes:
-        Clients encrypt as planned. Whether a sum that was made otherwise is valid tells something
-        about the key: the first invalid sum uses its round up.
+        Whoever runs the aggregator did not fill the roster with clients of its own: k of them and
+        the sum give the sum of the others. Clients got the public key's :attr:`key_id` from the key
+        holder, not from the aggregator. Clients encrypt their own values as planned: the scheme is
+        secure against chosen plaintexts only. A client that sends a ciphertext derived from
+        another's has that value counted as it likes, and one that sends a ciphertext of its own
+        devising can have the sum tell the secret key to whoever sees it, and with the key every
+        update. Most such sums are not noticed; one that is, because it is invalid, uses its round
+        up.
 
     Raises:
-        ResumeError: the folder holds a key of other parameters, or a damaged one.
+        ResumeError: the folder holds a key of another run or of other parameters, or a damaged one.
 
     Example:
         >>> from fedjax_secure.core import source
         >>> from fedjax_secure.he.packing import plan_packing
         >>> packing = plan_packing("rlwe-1024-26", dim=3, modulus=256, max_summands=2)
-        >>> holder = KeyHolder(packing, Setting(bytes(16), {}, 1, source()))
+        >>> holder = KeyHolder(packing, Setting(bytes(16), {}, 2, source()))
         >>> len(holder.key_id), holder.opened(1)
         (32, None)
 
@@ -75,14 +83,8 @@ class KeyHolder(OnceOpener):
         return wire.public_key_to_bytes(self.packing.parameters, self.public_key)
 
     def _sum_and_decrypt(self, payloads: Sequence[bytes]) -> np.ndarray:
-        where, packing = "opening a sum", self.packing
-        if not 1 <= len(payloads) <= packing.max_summands:
-            raise OpeningError(
-                where,
-                need=f"1 to {packing.max_summands} ciphertexts, as planned",
-                found=str(len(payloads)),
-                fix="Plan the chain for more clients.",
-            )
+        packing = self.packing
+        self._require_count(len(payloads))
         params, total, seen = packing.transport, None, set()
         size = min(_BLOCK, packing.max_summands)
         for start in range(0, len(payloads), size):
@@ -92,7 +94,7 @@ class KeyHolder(OnceOpener):
                 digest = hashlib.sha256(payload).digest()
                 if digest in seen:
                     raise OpeningError(
-                        where,
+                        "opening a sum",
                         need="a fresh ciphertext from every client",
                         found="one that two clients sent",
                         fix="Find out which client copied the other's; it would count twice.",
@@ -103,14 +105,18 @@ class KeyHolder(OnceOpener):
         return self._decrypt(total, len(payloads))
 
     def _decrypt_sum(self, payload: bytes, num_clients: int) -> np.ndarray:
-        if num_clients > self.packing.max_summands:
+        self._require_count(num_clients)
+        return self._decrypt(self._read(payload, "the aggregator's sum"), num_clients)
+
+    def _require_count(self, count: int) -> None:
+        most = self.packing.max_summands
+        if not _FEWEST <= count <= most:
             raise OpeningError(
                 "opening a sum",
-                need=f"at most {self.packing.max_summands} summands, as planned",
-                found=str(num_clients),
-                fix="Plan the chain for more clients.",
+                need=f"{_FEWEST} to {most} clients' ciphertexts, as planned",
+                found=str(count),
+                fix="Wait for more clients." if count < _FEWEST else "Plan the chain for more.",
             )
-        return self._decrypt(self._read(payload, "the aggregator's sum"), num_clients)
 
     def _decrypt(self, total: Any, num_clients: int) -> np.ndarray:
         packing, params = self.packing, self.packing.transport
@@ -142,23 +148,24 @@ def _restored_or_fresh_seed(packing: Packing, setting: Setting) -> bytes:
         return setting.source.key("he/key-holder")
     path = setting.folder / _FILE
     if path.exists():
-        return _read_seed(path, packing)
+        return _read_seed(path, packing, setting.run)
     setting.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     seed = setting.source.key("he/key-holder")
-    fields = {"version": _FILE_VERSION, "parameters": packing.parameters, "seed": seed}
-    content = msgpack.packb(fields)
+    content = msgpack.packb({"version": _FILE_VERSION, "run": setting.run,
+                             "parameters": packing.parameters, "seed": seed})
     assert content is not None
     write_durably(path, content)
     return seed
 
 
-def _read_seed(path: Path, packing: Packing) -> bytes:
+def _read_seed(path: Path, packing: Packing, run: bytes) -> bytes:
     where = "restoring the key holder's key"
     try:
         fields = msgpack.unpackb(path.read_bytes())
-        version, parameters, seed = fields["version"], fields["parameters"], fields["seed"]
+        version, found_run, parameters, seed = (
+            fields[name] for name in ("version", "run", "parameters", "seed"))
     except (ValueError, KeyError, TypeError, msgpack.exceptions.UnpackException):
-        version = parameters = seed = None
+        version = found_run = parameters = seed = None
     if version != _FILE_VERSION or not isinstance(seed, bytes) or len(seed) != KEY_BYTES:
         raise ResumeError(
             where,
@@ -166,11 +173,18 @@ def _read_seed(path: Path, packing: Packing) -> bytes:
             found="one that cannot be read",
             fix="Restore it from a backup, or begin a new run.",
         )
+    if found_run != run:
+        raise ResumeError(
+            where,
+            need="a key of this run",
+            found="one of another run",
+            fix="Give every run a folder of its own: under one key a round is opened once.",
+        )
     if parameters != packing.parameters:
         raise ResumeError(
             where,
             need=f"a key of {packing.parameters}",
-            found=f"one of {parameters}",
+            found=f"one of {parameters!r:.40}",
             fix="Resume with the parameters that the run began with.",
         )
     return seed

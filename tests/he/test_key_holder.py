@@ -154,11 +154,12 @@ def test_a_client_above_its_lane_is_noticed(shared, submissions):
         holder.open(1, MODEL, [submissions[0], forged])
 
 
-def test_more_clients_than_planned_are_refused():
+def test_more_clients_than_planned_or_only_one_are_refused():
     packing = plan_packing("rlwe-1024-26", dim=3, modulus=256, max_summands=2)
     holder = KeyHolder(packing, Setting(RUN, ROSTER, 1, SecureSource()))
-    with pytest.raises(OpeningError, match="1 to 2 ciphertexts"):
-        holder._sum_and_decrypt([b"a", b"b", b"c"])
+    for payloads in ([b"a", b"b", b"c"], [b"a"], []):
+        with pytest.raises(OpeningError, match=f"2 to 2 clients.*got {len(payloads)}"):
+            holder._sum_and_decrypt(payloads)
 
 
 def test_resumes_with_the_same_key_and_result(tmp_path):
@@ -175,8 +176,10 @@ def test_resumes_with_the_same_key_and_result(tmp_path):
 
     setting = Setting(RUN, ROSTER, 2, SecureSource(), tmp_path / "holder")
     other = plan_packing("rlwe-4096-60", dim=40, modulus=1 << BITS, max_summands=4)
-    with pytest.raises(ResumeError, match="one of rlwe-2048-52"):
+    with pytest.raises(ResumeError, match="one of 'rlwe-2048-52'"):
         KeyHolder(other, setting)
+    with pytest.raises(ResumeError, match="one of another run"):
+        KeyHolder(before.holder.packing, dataclasses.replace(setting, run=bytes(16)))
     path = tmp_path / "holder" / "key-holder.key"
     for content in (b"", path.read_bytes()[:-1], b"\xc1", b"\x01"):
         path.write_bytes(content)
