@@ -13,6 +13,7 @@ and for tests.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,29 @@ def check_can_run(interpret: bool) -> None:
             f"default device, got {jax.devices()[0].device_kind!r}. Leave `implementation` out to "
             'use the XLA version, or take "pallas_interpret" to run the kernel on the CPU, slowly.'
         )
+
+
+def kernels(implementation: str | None, package: str, supported: bool = True) -> Any:
+    """The module `pallas` of a package where it is to be used, else None.
+
+    Args:
+        implementation: "pallas", "pallas_interpret", or None for the fastest that runs here.
+        package: the package's full name; its GPU kernels are imported only when chosen.
+        supported: whether the GPU kernel is the fastest for this shape.
+
+    Raises:
+        ValueError: the GPU kernel is asked for and cannot run here.
+    """
+    interpret = implementation == "pallas_interpret"
+    if implementation is None:
+        if not (supported and has_gpu()):
+            return None
+    elif implementation == "pallas" or interpret:
+        check_can_run(interpret)
+    else:
+        return None
+    module = importlib.import_module(f"{package}.pallas")
+    return Interpreted(module) if interpret else module
 
 
 class Interpreted:
@@ -180,6 +204,16 @@ def line() -> Any:
         plgpu.Tiling(((THREADS,), (_LANES,), (1,))), (-3,), (-2,), -1, _check_canonical=False
     ).canonicalize()
     return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
+
+
+def repeat(first: int, last: int, body: Callable[[Any, Any], Any], value: Any) -> Any:
+    """`jax.lax.fori_loop` whose counter is an int32, whatever the caller's x64 setting."""
+    return jax.lax.fori_loop(np.int32(first), np.int32(last), body, value)
+
+
+def thread_numbers() -> Any:
+    """0 to 127, one a thread: [128] uint32."""
+    return _modules()[1].broadcasted_iota(jnp.uint32, (THREADS,), 0, layout=line())
 
 
 @functools.cache

@@ -178,7 +178,7 @@ def test_key_from_bytes_refuses_and_keeps_the_secret():
         ({"counter": np.zeros((), np.int64)}, r"got int64\[\]"),
         ({"num_words": 1.5}, "`num_words` needs a non-negative Python integer"),
         ({"num_words": -1}, "`num_words` needs a non-negative Python integer"),
-        ({"implementation": "pallas"}, "'pallas'"),
+        ({"implementation": "triton"}, "'triton'"),
     ],
 )
 def test_refusals(change, message):

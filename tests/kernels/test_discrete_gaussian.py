@@ -322,5 +322,5 @@ def test_sample_refuses_other_arguments():
     words = np.zeros((4, 1), np.uint32)
     with pytest.raises(ValueError, match="`table` needs a discrete_gaussian.Table, got float"):
         sample(2.0, words)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'pallas'"):
-        sample(table(2.0), words, implementation="pallas")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'triton'"):
+        sample(table(2.0), words, implementation="triton")  # type: ignore[arg-type]

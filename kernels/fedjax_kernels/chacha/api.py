@@ -10,10 +10,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from fedjax_kernels import mosaic
 from fedjax_kernels.chacha import reference, xla
 
 Words = Array | np.ndarray
-Implementation = Literal["xla", "reference"]
+Implementation = Literal["xla", "pallas", "pallas_interpret", "reference"]
 _MAX_BLOCKS = 1 << 32
 
 
@@ -89,8 +90,9 @@ def keystream(
       num_words: how many words, a Python integer, at most 16 * 2^32.
       counter: the number of the first block of 16 words, an integer below 2^32. May be traced; a
         traced counter that passes 2^32 wraps to 0 and repeats blocks, so keep it small enough.
-      implementation: "xla", or "reference" (Python integers, slow, not traceable). None picks
-        "xla".
+      implementation: "xla"; "pallas", the GPU kernel, for compute capability 9.0 or newer;
+        "pallas_interpret", the same kernel in JAX's GPU interpreter; or "reference" (Python
+        integers, slow, not traceable). None picks the fastest that runs here.
 
     Returns:
       `[num_words] uint32`. Word i is word i mod 16 of block counter + i // 16.
@@ -148,10 +150,11 @@ def keystream(
             str(first + num_blocks),
             "Take a fresh nonce for the rest.",
         )
-    if implementation in (None, "xla"):
+    kernels = mosaic.kernels(implementation, xla.__package__)
+    if kernels or implementation in (None, "xla"):
         # num_blocks = 0 allows counter = 2^32, which no block then uses.
         start = jnp.uint32(first % _MAX_BLOCKS) if concrete else counter
-        return xla.keystream(key, nonce, start, num_words=num_words)
+        return (kernels or xla).keystream(key, nonce, start, num_words=num_words)
     if implementation == "reference":
         if any(isinstance(value, Tracer) for value in (key, nonce, counter)):
             raise _refuse(
@@ -166,7 +169,7 @@ def keystream(
         return jnp.asarray(words)
     raise _refuse(
         "keystream: `implementation`",
-        'None, "xla" or "reference"',
+        'None, "xla", "pallas", "pallas_interpret" or "reference"',
         repr(implementation),
         "Leave it out for the fastest one.",
     )

@@ -9,10 +9,14 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from fedjax_kernels import mosaic
 from fedjax_kernels.discrete_gaussian import reference, xla
 from fedjax_kernels.discrete_gaussian.table import WORDS_PER_DRAW, Table
 
-Implementation = Literal["xla", "reference"]
+Implementation = Literal["xla", "pallas", "pallas_interpret", "reference"]
+
+#: Tables with more thresholds are searched faster by XLA than compared in full by the GPU kernel.
+MAX_GPU_MAGNITUDE = 4096
 
 
 def sample(
@@ -29,14 +33,16 @@ def sample(
       memory addresses that are read depend on the draw**, and a chunk of 16,384 draws takes longer
       when the top 31 bits of a draw's magnitude equal those of a threshold (one draw in four
       million at sigma 100, one in 40,000 at sigma 10,000). Do not run it where an adversary can
-      observe the cache, or time single chunks.
+      observe the cache, or time single chunks. The GPU kernel has neither fault: it compares
+      every draw with every threshold.
 
     Args:
       table: from `discrete_gaussian.table`.
       words: `[4, n] uint32`, uniform and secret; column i makes draw i, most significant word
         first. Its first bit is the sign.
-      implementation: "xla", or "reference" (Python integers, slow, not traceable). None picks
-        "xla".
+      implementation: "xla"; "pallas", the GPU kernel, for compute capability 9.0 or newer;
+        "pallas_interpret", the same kernel in JAX's GPU interpreter; or "reference" (Python
+        integers, slow, not traceable). None picks the fastest that runs here.
 
     Returns:
       `[n] int32`, of magnitude at most `table.max_magnitude`.
@@ -68,6 +74,9 @@ def sample(
             f"got {dtype}{list(shape) if shape is not None else ''}. "
             f"Take {WORDS_PER_DRAW} * n words of a keystream and reshape them."
         )
+    supported = table.max_magnitude <= MAX_GPU_MAGNITUDE
+    if kernels := mosaic.kernels(implementation, xla.__package__, supported):
+        return kernels.sample(table.thresholds, words, max_magnitude=table.max_magnitude)
     if implementation in (None, "xla"):
         return xla.sample(table.thresholds, words)
     if implementation == "reference":
@@ -81,6 +90,7 @@ def sample(
         )
         return jnp.asarray(drawn)
     raise ValueError(
-        f'sample: `implementation` needs None, "xla" or "reference", got {implementation!r}. '
+        f'sample: `implementation` needs None, "xla", "pallas", "pallas_interpret" or "reference", '
+        f"got {implementation!r}. "
         "Leave it out for the fastest one."
     )

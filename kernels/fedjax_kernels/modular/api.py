@@ -11,7 +11,6 @@ host. All give the same bits, with x64 on or off. Every result is fully reduced.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ def choose(
 ) -> Any:
     """Picks the module that implements an operation; None means the fastest that runs here.
 
-    The GPU kernels are the module `pallas` beside `xla_module`, imported only when it is chosen.
+    The GPU kernels are the module `pallas` beside `xla_module`.
 
     Args:
         implementation: the name, or None.
@@ -39,22 +38,16 @@ def choose(
     Raises:
         ValueError: the name is unknown, or the GPU kernel cannot run here.
     """
-    if implementation == "xla":
+    if kernels := mosaic.kernels(implementation, xla_module.__package__, supported):
+        return kernels
+    if implementation in (None, "xla"):
         return xla_module
     if implementation == "reference":
         return reference_module
-    if implementation is None:
-        if not (supported and mosaic.has_gpu()):
-            return xla_module
-    elif implementation in ("pallas", "pallas_interpret"):
-        mosaic.check_can_run(interpret=implementation == "pallas_interpret")
-    else:
-        raise ValueError(
-            "implementation needs to be None, 'xla', 'pallas', 'pallas_interpret' or 'reference', "
-            f"got {implementation!r}. Leave it out to use the fastest."
-        )
-    kernels = importlib.import_module(f"{xla_module.__package__}.pallas")
-    return mosaic.Interpreted(kernels) if implementation == "pallas_interpret" else kernels
+    raise ValueError(
+        "implementation needs to be None, 'xla', 'pallas', 'pallas_interpret' or 'reference', "
+        f"got {implementation!r}. Leave it out to use the fastest."
+    )
 
 
 def _run(name: str, implementation: Implementation, moduli: Moduli, *operands: Any) -> Any:

@@ -229,7 +229,7 @@ def sum_residues(a, *, moduli, interpret=False):
 
         first = term(0)
         start = first & 0xFFFF, first >> 16
-        low, high = jax.lax.fori_loop(1, count, accumulate, start)
+        low, high = mosaic.repeat(1, count, accumulate, start)
         return prime.add(mul_shoup(high, *prime.shift_16, prime.q), prime.reduce(low))
 
     return _run(sum_residues, moduli, a, interpret=interpret, stacked=True)

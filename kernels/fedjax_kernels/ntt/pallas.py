@@ -185,7 +185,7 @@ class Block:
             body(i * step + self.group)
             return carry
 
-        jax.lax.fori_loop(0, count // step, one, jnp.int32(0))
+        mosaic.repeat(0, count // step, one, jnp.int32(0))
 
     def meet(self) -> None:
         """Waits for the other warpgroups."""
