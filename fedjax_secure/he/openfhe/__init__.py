@@ -3,6 +3,7 @@
 ``python -m fedjax_secure.he.openfhe.env`` sets up the environment in which it loads.
 """
 
+from . import interop
 from .plan import Plan, plan_for
 from .processes import Encryptor, KeyHolder, KeyHolders
 from .scheme import OpenFheScheme, openfhe_bgv, openfhe_ckks
@@ -13,6 +14,7 @@ __all__ = [
     "KeyHolders",
     "OpenFheScheme",
     "Plan",
+    "interop",
     "openfhe_bgv",
     "openfhe_ckks",
     "plan_for",
