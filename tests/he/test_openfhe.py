@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import struct
+from pathlib import Path
 
 import jax
 import msgpack
@@ -28,7 +29,7 @@ from fedjax_secure.core import (
     chain,
     source,
 )
-from fedjax_secure.core.party import Refusal
+from fedjax_secure.core.party import Party, Refusal
 from fedjax_secure.he import encrypt, openfhe_bgv, openfhe_ckks
 from fedjax_secure.he.openfhe import Encryptor, KeyHolder, env, plan, plan_for, processes, scheme
 
@@ -95,6 +96,15 @@ def test_the_tail_bound_is_chernoffs():
 def test_a_plan_out_of_range_is_refused(kind, ring_bits, max_summands, parties):
     with pytest.raises(SpecError, match="stage `encrypt` needs"):
         plan_for(kind, ring_bits, max_summands, parties)
+
+
+@pytest.mark.parametrize("factory", [openfhe_bgv, openfhe_ckks])
+def test_a_model_too_large_for_a_message_is_refused_when_planned(factory):
+    spec = Spec(dim=40_000_000, num_clients=3, num_records=30, denominator=3.0, min_clients=2,
+                dtype="int32", modulus=1 << 31)
+    with pytest.raises(SpecError, match="messages below 1073741824 bytes"):
+        chain(encrypt(factory())).init(spec)
+    chain(encrypt(factory())).init(spec.replace(dim=1_000_000))
 
 
 @pytest.mark.parametrize("parties", [0, 33, 2.0, True])
@@ -273,6 +283,31 @@ def test_ciphertexts_that_are_no_encryptions_are_refused(pair, message):
     cut = setting_header(7, [100])
     with pytest.raises(OpeningError, match="parts of the size"):
         pair[0].sum_and_decrypt([resealed(message, cut, lambda content: content[:100])], 50)
+
+
+@pytest.mark.openfhe
+@pytest.mark.parametrize(("residual", "fails"), [(0.2, False), (0.3, True), (0.5, True)])
+def test_a_residual_above_a_quarter_is_an_invalid_sum(environment, residual, fails):
+    """Another program encrypts values that are no integers, under the key holder's public key."""
+    made = plan_for(CKKS, 16, 2)
+    assert (made.modulus_bits, made.num_digits) == (53, 1)
+    script = Path(__file__).with_name("openfhe_peer.py")
+    with KeyHolder(made) as holder, Encryptor(made, holder.public_key) as encryptor, \
+            Party(script, name="OpenFHE peer", interpreter=environment) as peer:
+        message, = encryptor.encrypt(np.full((1, 3), 7, np.uint32))
+        peer.call("make", scheme="CKKSRNS", depth=0, first=53, scaling=made.scaling_bits)
+        start = len(MAGIC) + 4
+        key = holder.public_key[start:-CHECKSUM_BYTES]
+        key = key[struct.unpack("<I", holder.public_key[start - 4:start])[0]:]
+        row = np.zeros((1, 1024))
+        row[0, :3] = (7.0, 7.0, 7.0 + residual)  # centred ring elements, one digit
+        forged, = peer.call("encrypt", values=row, public_key=key)
+        forged = resealed(message, setting_header(7, [len(forged)]), lambda content: forged)
+        if fails:
+            with pytest.raises(InvalidSum, match="no such sum can have"):
+                holder.sum_and_decrypt([forged], 3)
+        else:
+            assert holder.sum_and_decrypt([forged], 3).tolist() == [7, 7, 7]
 
 
 @pytest.mark.openfhe

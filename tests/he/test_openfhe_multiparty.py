@@ -177,6 +177,19 @@ def test_a_holder_that_dies_is_named_and_nothing_is_opened(environment, number):
 
 
 @pytest.mark.openfhe
+def test_a_fusion_that_dies_opens_nothing_and_the_sum_is_used_up(environment):
+    plan = plan_for(BGV, 16, 4, 2)
+    with KeyHolders(plan) as holders, Encryptor(plan, holders.public_key) as encryptor:
+        messages = encryptor.encrypt(ring_elements(16, 2, 5))
+        os.kill(holders._fusion.pid, signal.SIGKILL)
+        with pytest.raises(PartyError, match="OpenFHE fusion.*SIGKILL") as died:
+            holders.sum_and_decrypt(messages, 5)
+        assert "no sum was opened" in died.value.fix
+        with pytest.raises(OpeningError, match="in no opened sum"):
+            holders.sum_and_decrypt(messages, 5)
+
+
+@pytest.mark.openfhe
 def test_holders_give_away_public_keys_and_partial_decryptions_only(environment, monkeypatch):
     replies = []
     call = Party.call

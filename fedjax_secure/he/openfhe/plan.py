@@ -61,6 +61,11 @@ class Plan:
         """The ring's size, ``2**ring_bits``."""
         return 1 << self.ring_bits
 
+    def message_bytes(self, dim: int) -> int:
+        """About how many bytes one client's message has: two 64-bit words a coefficient."""
+        slot_bytes = 17 if self.scheme == BGV else 34  # CKKS has half as many slots
+        return slot_bytes * max(self.num_digits * dim, 1 << 13)
+
     def bgv_bits_needed(self, ring_dimension: int) -> float:
         """log2 of the ciphertext modulus above which every sum decrypts exactly (BGV).
 

@@ -284,9 +284,7 @@ class Encryptor:
                 "encrypting with OpenFHE", need="uint32 [clients, dim], not empty",
                 found=f"{values.dtype} {list(values.shape)}",
                 fix="Wrap the values into the ring and stack the clients.")
-        # A call's messages stay far below the size limit: 16 bytes and a part of one a digit.
-        client_bytes = 20 * self.plan.num_digits * max(values.shape[1], 1 << 14)
-        step = max(1, _MAX_CALL_BYTES // client_bytes)
+        step = max(1, _MAX_CALL_BYTES // self.plan.message_bytes(values.shape[1]))
         messages: list[bytes] = []
         with self._lock:
             for start in range(0, len(values), step):

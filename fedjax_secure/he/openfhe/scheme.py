@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core import OnceOpener, ParameterError, PartyError, Setting, Spec, Stream
+from ...core.party import MAX_MESSAGE_BYTES
+from ...core.stage import need
 from .plan import BGV, CKKS, FLOODING_BITS, MAX_PARTIES, Plan, plan_for
 from .processes import Encryptor, KeyHolder, KeyHolders
 
@@ -120,10 +122,16 @@ class OpenFheScheme:
         """Digits and moduli for the chain's ring and number of clients.
 
         Raises:
-            SpecError: no parameters of OpenFHE fit.
+            SpecError: no parameters of OpenFHE fit, or one client's message is too large for the
+                pipe to a party.
         """
         assert spec.modulus is not None
-        return plan_for(self.name, spec.modulus.bit_length() - 1, spec.num_clients, self.parties)
+        plan = plan_for(self.name, spec.modulus.bit_length() - 1, spec.num_clients, self.parties)
+        size = plan.message_bytes(spec.dim)
+        need(size < MAX_MESSAGE_BYTES, "encrypt", f"messages below {MAX_MESSAGE_BYTES} bytes",
+             f"{size} bytes a client with {self.name}", "Use public_key(), whose ciphertexts are "
+             "several times smaller, or a smaller model.")
+        return plan
 
     def opener_text(self, spec: Spec) -> str:
         """Who opens the sum, and what those who collude learn, for the threat model."""
