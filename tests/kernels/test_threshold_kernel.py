@@ -336,7 +336,7 @@ def test_tables_are_as_close_as_floods_assume():
     for sigma in (PART_SIGMA, 8.0, 1000.0, float(MAX_TOP_SIGMA)):
         flooding = threshold.Flooding(2, int(sigma))
         for table, part in zip(flooding.tables, flooding.part_sigmas, strict=True):
-            assert table.total_variation < 2.0**-100
+            assert table.total_variation < 2.0**-108
             assert table.max_magnitude <= 14 * part + 2
 
 
@@ -386,7 +386,14 @@ def test_noise_bits_leave_room_for_all_floods():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: threshold.Openings(3, 2, 5, flooding_bits=39), "40 to 64 bits of flooding"),
+        (lambda: threshold.Openings(3, 2, 5, flooding_bits=39), "40 to 60 bits of flooding"),
+        (lambda: threshold.Openings(3, 2, 5, flooding_bits=61), "40 to 60 bits of flooding"),
+        (
+            lambda: threshold.flooding_needed(
+                PARAMS, 16, 1 << 60, threshold.Openings(3, 2, 5, flooding_bits=50)
+            ),
+            "draws that are together within 2\\^-52",
+        ),
         (lambda: threshold.Openings(3, 1, 5), "2 <= threshold"),
         (lambda: threshold.Openings(3, 4, 5), "2 <= threshold"),
         (lambda: threshold.Openings(3, 2, 0), "at least one opening"),

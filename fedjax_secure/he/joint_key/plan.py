@@ -39,8 +39,8 @@ class ThresholdNoise:
         )
 
     def worst_case_bits(self, params: rlwe.Parameters, num_summands: int) -> int:
-        """The noise bits that are enough for any plan; more are of no use."""
-        return self.bits_needed(params, num_summands, 1 << 40)
+        """Noise bits beyond which more are of no use: wrong with a chance below 2^-600."""
+        return self.bits_needed(params, num_summands, params.ring_degree << 10) + 2
 
 
 @dataclasses.dataclass(frozen=True)

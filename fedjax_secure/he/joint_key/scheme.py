@@ -162,7 +162,7 @@ def threshold(
             rounded up.
         max_openings: how many partial decryptions a holder gives with one key. A round takes one,
             or C(answering - 1, t - 1) where results are compared. More need more noise.
-        flooding_bits: the statistical distance is at most 2^-flooding_bits; 40 to 64.
+        flooding_bits: the statistical distance is at most 2^-flooding_bits; 40 to 60.
         parameters: name of a parameter set; None takes the one that suits best.
 
     Returns:
@@ -199,9 +199,13 @@ def threshold(
             f"t={t}, n={n}",
             "Choose how many of the holders open a sum; for one holder use public_key().",
         )
-    if not kernels.MIN_FLOODING_BITS <= flooding_bits <= 64 or max_openings < 1:
+    if (
+        not kernels.MIN_FLOODING_BITS <= flooding_bits <= kernels.MAX_FLOODING_BITS
+        or max_openings < 1
+    ):
         raise refuse(
-            f"at least one opening and {kernels.MIN_FLOODING_BITS} to 64 bits of flooding",
+            f"at least one opening and {kernels.MIN_FLOODING_BITS} to "
+            f"{kernels.MAX_FLOODING_BITS} bits of flooding",
             f"max_openings={max_openings}, flooding_bits={flooding_bits}",
             "Leave them out for 256 openings with 40 bits.",
         )

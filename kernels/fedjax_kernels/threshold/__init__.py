@@ -18,6 +18,7 @@ from fedjax_kernels.threshold.api import (
     share_words_needed,
 )
 from fedjax_kernels.threshold.noise import (
+    MAX_FLOODING_BITS,
     MAX_PARTIES,
     MIN_FLOODING_BITS,
     Flooding,
@@ -30,6 +31,7 @@ from fedjax_kernels.threshold.noise import (
 )
 
 __all__ = [
+    "MAX_FLOODING_BITS",
     "MAX_PARTIES",
     "MIN_FLOODING_BITS",
     "Flooding",

@@ -31,6 +31,8 @@ from fedjax_kernels.rlwe.parameters import ERROR_VARIANCE, Parameters
 
 #: No flood hides less than this many bits: statistical distance at most 2^-40.
 MIN_FLOODING_BITS = 40
+#: The sampler is not close enough to its ideal to promise more over many openings.
+MAX_FLOODING_BITS = 60
 #: The most holders; their evaluation points 1..n and the differences are then units mod each prime.
 MAX_PARTIES = 64
 #: Parts of a flood are scaled by powers of 2^SHIFT_BITS and have these parameters.
@@ -62,7 +64,7 @@ class Flooding:
 
     Example:
         >>> flooding = Flooding(num_parts=2, top_sigma=100)
-        >>> round(flooding.sigma), flooding.sampler_log2 < -98
+        >>> round(flooding.sigma), flooding.sampler_log2 < -105
         (51211, True)
 
     Source: Peikert, CRYPTO 2010 (ePrint 2010/088), theorem 3.1; the scaled form as in Micciancio,
@@ -111,13 +113,13 @@ class Flooding:
         """log2 of a bound on the distance of one draw from the discrete Gaussian.
 
         It covers the sum of parts and the rounding of the tables, whose distance is at most
-        2^-100 a part for every parameter allowed here.
+        2^-108 a part for every parameter allowed here.
         """
         if self.num_parts == 1:
-            return -100.0
+            return -108.0
         narrowest = (2.0**SHIFT_BITS / PART_SIGMA) ** 2 + 1 / self.top_sigma**2
         ripple = 2 - 2 * math.pi**2 / narrowest / math.log(2)
-        return math.log2(self.num_parts) + math.log2(2.0**ripple + 2.0**-100)
+        return math.log2(self.num_parts) + math.log2(2.0**ripple + 2.0**-108)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +152,9 @@ class Openings:
                 f"opening, got {self.threshold} of {self.num_parties} and {self.max_openings}. "
                 "Choose how many holders open a sum together."
             )
-        if not MIN_FLOODING_BITS <= self.flooding_bits <= 64:
+        if not MIN_FLOODING_BITS <= self.flooding_bits <= MAX_FLOODING_BITS:
             raise ValueError(
-                f"Openings needs {MIN_FLOODING_BITS} to 64 bits of flooding, got "
+                f"Openings needs {MIN_FLOODING_BITS} to {MAX_FLOODING_BITS} bits of flooding, got "
                 f"{self.flooding_bits}. Fewer would show the noise, and with it the key."
             )
 
@@ -259,6 +261,9 @@ def flooding_needed(
     Returns:
         The flood, with :func:`distance_log2` at most -flooding_bits.
 
+    Raises:
+        ValueError: so many draws of the sampler are not that close to their ideal.
+
     Example:
         >>> from fedjax_kernels.rlwe import parameters
         >>> params, openings = parameters("rlwe-8192-212"), Openings(4, 3, 9)
@@ -266,6 +271,12 @@ def flooding_needed(
         >>> 60 < math.log2(flooding.sigma) < 61
         True
     """
+    draws = math.log2(num_coefficients) + math.log2(openings.num_sums)
+    if draws + Flooding(16, MIN_TOP_SIGMA).sampler_log2 > -(openings.flooding_bits + 2):
+        raise ValueError(
+            f"flooding_needed needs draws that are together within 2^-{openings.flooding_bits + 2} "
+            f"of their ideal, got 2^{draws:.0f} draws. Use fewer openings, coefficients or bits."
+        )
     norm = noise_norm_log2(params, num_summands, num_coefficients, openings)
     parts = 1
     target = norm + math.log2(openings.num_sums) / 2 - 1 + openings.flooding_bits

@@ -53,13 +53,18 @@ def share(secret, words, *, params, threshold, num_parties):
     return jnp.stack(shares)
 
 
-@partial(jax.jit, static_argnames=("params", "shift_bits"))
 def flood(tables, words, *, params, shift_bits):
+    thresholds = tuple(table.thresholds for table in tables)  # a width compiles nothing anew
+    return _flood(thresholds, words, params=params, shift_bits=shift_bits)
+
+
+@partial(jax.jit, static_argnames=("params", "shift_bits"))
+def _flood(thresholds, words, *, params, shift_bits):
     moduli, degree = params.moduli, params.ring_degree
     scale = moduli.per_limb(lambda q: (1 << shift_bits) % q)
     value = None
-    for table, part in zip(tables[::-1], words[::-1], strict=True):  # Horner's rule
-        drawn = discrete_gaussian.sample(table.thresholds, part).reshape(degree, -1)
+    for steps, part in zip(thresholds[::-1], words[::-1], strict=True):  # Horner's rule
+        drawn = discrete_gaussian.sample(steps, part).reshape(degree, -1)
         drawn = modular.from_signed(drawn, moduli=moduli)
         if value is not None:
             value = modular.mul_constant(value, scale, moduli.shoup(scale), moduli=moduli)
