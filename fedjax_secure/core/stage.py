@@ -173,12 +173,11 @@ def chain(*stages: Stage) -> Aggregation:
         return seal_stage.client(states[seal_stage.name], stream, element)
 
     def encode(states, keys, values):
-        return jax.vmap(lambda key, value: encode_one(states, key, value))(
-            jnp.asarray(keys), values)
+        # One client after another: a thousand clients' randomness side by side leaves the cache.
+        return jax.lax.map(lambda pair: encode_one(states, *pair), (jnp.asarray(keys), values))
 
     def seal(states, keys, elements):
-        return jax.vmap(lambda key, element: seal_one(states, key, element))(
-            jnp.asarray(keys), elements)
+        return jax.lax.map(lambda pair: seal_one(states, *pair), (jnp.asarray(keys), elements))
 
     def contribution(states, key, value):
         element, finite = encode_one(states, key, value)

@@ -22,7 +22,7 @@ from ..core.stage import States, require_finite
 from ..training import Engine, Rows, Total
 from .journal import Journal, Sent
 
-_CHUNK_VALUES = 1 << 25  # values of a chunk that are in memory at once, unless asked otherwise
+_CHUNK_VALUES = 1 << 23  # values of a chunk that are in memory at once, unless asked otherwise
 
 
 class RoundInput(NamedTuple):
@@ -38,7 +38,7 @@ def chunk_size(chunk_clients: int | None, num_clients: int, dim: int) -> int:
     """How many clients' values are in memory at once.
 
     Args:
-        chunk_clients: what the user asks for; None takes as many as hold 2^25 values.
+        chunk_clients: what the user asks for; None takes as many as hold 2^23 values.
         num_clients: clients of the federation.
         dim: values of an update.
 
@@ -47,7 +47,7 @@ def chunk_size(chunk_clients: int | None, num_clients: int, dim: int) -> int:
 
     Example:
         >>> chunk_size(None, 1000, 200_000), chunk_size(None, 4, 31), chunk_size(10, 4, 31)
-        (167, 4, 4)
+        (41, 4, 4)
     """
     if chunk_clients is None:
         chunk_clients = max(1, _CHUNK_VALUES // dim)

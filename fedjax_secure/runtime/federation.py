@@ -78,7 +78,7 @@ class Federation:
             not, and the aggregator is trusted to have that sum opened and no other: faster, in
             memory that does not grow with the number of clients, and without a ledger.
         chunk_clients: with an untrusted aggregator, how many clients' values are in memory at once;
-            None takes as many as hold 2^25 values. Their messages go to disk.
+            None takes as many as hold 2^23 values. Their messages go to disk.
 
     Guarantees:
         The spend of a round is on disk before its sum is opened. A round that was interrupted
