@@ -13,7 +13,7 @@ and for tests.
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,6 +94,13 @@ def kernels(implementation: str | None, package: str, supported: bool = True) ->
         check_can_run(interpret)
     else:
         return None
+    if importlib.util.find_spec(f"{package}.pallas") is None:
+        if implementation is None:
+            return None
+        raise ValueError(
+            f"implementation={implementation!r} needs a GPU kernel, and {package} has none. "
+            "Leave `implementation` out to use the XLA version."
+        )
     module = importlib.import_module(f"{package}.pallas")
     return Interpreted(module) if interpret else module
 
@@ -105,7 +112,9 @@ class Interpreted:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        return functools.partial(getattr(self._module, name), interpret=True)
+        operation = getattr(self._module, name)
+        own = name in vars(self._module)  # else what the module takes from XLA
+        return functools.partial(operation, interpret=True) if own else operation
 
 
 def launch(

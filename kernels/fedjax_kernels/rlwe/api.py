@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_kernels import chacha, mosaic
 from fedjax_kernels.modular.api import Implementation, choose
 from fedjax_kernels.rlwe import reference, xla
 from fedjax_kernels.rlwe.parameters import Encoding, Parameters, PublicKey, SecretKey
@@ -69,6 +70,18 @@ def _check_ciphertext(where: str, ciphertext: Any, params: Parameters, lead: int
         )
 
 
+def _check_lanes(where: str, params: Parameters, encoding: Encoding, lanes: Any) -> None:
+    encoding.check(params)
+    shape = np.shape(lanes)
+    expected = (encoding.num_lanes, params.ring_degree)
+    if getattr(lanes, "dtype", None) != np.uint32 or len(shape) != 3 or shape[:2] != expected:
+        raise ValueError(
+            f"{where} needs uint32 lanes of shape [{expected[0]}, {expected[1]}, batch], got "
+            f"{getattr(lanes, 'dtype', type(lanes).__name__)} of shape {list(shape)}. "
+            "The layout is lane, coefficient, batch."
+        )
+
+
 def generate_key(
     params: Parameters, words: Any, *, implementation: Implementation = None
 ) -> tuple[SecretKey, PublicKey]:
@@ -115,15 +128,7 @@ def encode(
 
     Source: ePrint 2012/144, section 3, with Delta = 2^noise_bits.
     """
-    encoding.check(params)
-    shape = np.shape(lanes)
-    expected = (encoding.num_lanes, params.ring_degree)
-    if getattr(lanes, "dtype", None) != np.uint32 or len(shape) != 3 or shape[:2] != expected:
-        raise ValueError(
-            f"rlwe.encode needs uint32 lanes of shape [{expected[0]}, {expected[1]}, batch], got "
-            f"{getattr(lanes, 'dtype', type(lanes).__name__)} of shape {list(shape)}. "
-            "The layout is lane, coefficient, batch."
-        )
+    _check_lanes("rlwe.encode", params, encoding, lanes)
     return choose(implementation, xla, reference).encode(lanes, params=params, encoding=encoding)
 
 
@@ -174,6 +179,63 @@ def encrypt(
         )
     _check_words("rlwe.encrypt", words, words_needed(params, np.shape(message)[2]))
     return choose(implementation, xla, reference).encrypt(public_key, message, words, params=params)
+
+
+def encrypt_lanes(
+    params: Parameters,
+    public_key: PublicKey,
+    encoding: Encoding,
+    lanes: Any,
+    key: Any,
+    nonce: Any,
+    *,
+    implementation: Implementation = None,
+) -> Any:
+    """Packs small integers and encrypts them with randomness expanded from a key, in one step.
+
+    On a GPU the words of the key stream, the samples and the transforms never leave the chip.
+
+    Guarantees: the ciphertext is that of :func:`encrypt` of :func:`encode` of the lanes, with the
+        first words of `chacha.keystream(key, nonce, ...)`, bit for bit.
+
+    Args:
+        params: the parameter set.
+        public_key: of the one who decrypts.
+        encoding: the lanes; see :func:`encode`.
+        lanes: [num_lanes, N, batch] uint32.
+        key: [8] uint32, secret; with this nonce it has no other use, ever.
+        nonce: [3] uint32.
+        implementation: None, "xla", "pallas", "pallas_interpret" or "reference".
+
+    Returns:
+        [2, limb, N, batch] uint32, coefficient form.
+
+    Raises:
+        ValueError: the encoding does not fit, or another dtype or shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_kernels import chacha, rlwe
+        >>> params, code = rlwe.parameters("rlwe-1024-26"), rlwe.Encoding(8, 1, 16)
+        >>> words = np.random.default_rng(0).integers(0, 2**32, 7168, dtype=np.uint32)
+        >>> secret, public = rlwe.generate_key(params, words)  # in earnest: secure words
+        >>> key, nonce = chacha.key_from_bytes(bytes(32)), np.zeros(3, np.uint32)
+        >>> lanes = np.full((1, 1024, 1), 200, np.uint32)
+        >>> ciphertext = rlwe.encrypt_lanes(params, public, code, lanes, key, nonce)
+        >>> int(rlwe.decrypt(params, secret, ciphertext, code).lanes[0, 0, 0])
+        200
+
+    Source: ePrint 2012/230, section 8.2, Enc; RFC 8439 for the key stream.
+    """
+    fused = mosaic.kernels(implementation, xla.__package__)
+    if fused:
+        _check_lanes("rlwe.encrypt_lanes", params, encoding, lanes)
+        chacha.keystream(key, nonce, 0)  # checks the two, and makes nothing
+        return fused.encrypt_lanes(public_key, lanes, key, nonce, params=params, encoding=encoding)
+    message = encode(params, encoding, lanes, implementation=implementation)
+    count = words_needed(params, np.shape(lanes)[2])
+    words = chacha.keystream(key, nonce, count, implementation=implementation)
+    return encrypt(params, public_key, message, words, implementation=implementation)
 
 
 def add(params: Parameters, a: Any, b: Any, *, implementation: Implementation = None) -> Any:
