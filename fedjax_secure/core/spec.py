@@ -285,6 +285,10 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         assumptions.append(
             f"no {client} sees another's ciphertext before it has committed to its own: one that "
             "deviates could cancel the others' values and noise out of the sum.")
+        assumptions.append(
+            f"each {client} encrypts its own value, and as planned: one that does not, together "
+            "with whoever sees the sums, could learn single updates, and the key that opens them "
+            "all.")
     if spec.mechanism is None:
         guarantee = f"no differential privacy: the models may reveal single {unit}s."
     else:
