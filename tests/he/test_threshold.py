@@ -40,6 +40,7 @@ RUN, MODEL, BITS = bytes(range(16)), bytes(32), 20
 SIGNERS = {name: Signer(bytes([i]) * 32) for i, name in enumerate(["ada", "bob", "cyd", "dan"])}
 ROSTER = {name: signer.public_key for name, signer in SIGNERS.items()}
 PARAMETERS = "rlwe-4096-97"
+SEAL = jax.jit(chain(encrypt(threshold(2, 3))).seal)  # the plan and the keys are in the states
 
 
 def spec_of(dim, clients=4):
@@ -74,8 +75,7 @@ class Round:
     def payloads(self, number=1):
         keys = device_keys([self.source.key("round", round=number, client=c) for c in SIGNERS])
         elements, _ = self.aggregation.encode(self.states, keys, self.values)
-        return np.asarray(jax.jit(lambda k, e: self.aggregation.seal(self.states, k, e))(
-            keys, elements))  # fmt: skip
+        return np.asarray(SEAL(self.states, keys, elements))
 
     def submissions(self, number=1, **changes):
         sent = self.aggregation.to_wire(self.states, self.payloads(number), self.setting)

@@ -6,12 +6,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_kernels.discrete_gaussian import xla as discrete_gaussian
 from fedjax_kernels.modular import xla as modular
 from fedjax_kernels.ntt import xla as ntt
 from fedjax_kernels.rlwe import xla as rlwe
 from fedjax_kernels.rlwe.parameters import SecretKey
+
+_TOP_TABLE_SIZE = 1 << 16  # thresholds of the widest last part
 
 
 @partial(jax.jit, static_argnames="params")
@@ -54,8 +57,11 @@ def share(secret, words, *, params, threshold, num_parties):
 
 
 def flood(tables, words, *, params, shift_bits):
-    thresholds = tuple(table.thresholds for table in tables)  # a width compiles nothing anew
-    return _flood(thresholds, words, params=params, shift_bits=shift_bits)
+    thresholds = [table.thresholds for table in tables]
+    # The last table has another size for every width of the flood: padded, one program serves all.
+    room = max(0, _TOP_TABLE_SIZE - thresholds[-1].shape[1])
+    thresholds[-1] = np.pad(thresholds[-1], ((0, 0), (0, room)), constant_values=0xFFFFFFFF)
+    return _flood(tuple(thresholds), words, params=params, shift_bits=shift_bits)
 
 
 @partial(jax.jit, static_argnames=("params", "shift_bits"))
