@@ -50,6 +50,8 @@ from fedjax_secure.core import (
 from fedjax_secure.core.party import Refusal
 from fedjax_secure.core.randomness import host_words
 from fedjax_secure.he import key_holder, wire
+from fedjax_secure.he.joint_key import holder as share_holder
+from fedjax_secure.he.joint_key import messages as threshold_messages
 from fedjax_secure.he.openfhe import context as openfhe_context
 from fedjax_secure.he.openfhe.plan import plan_for
 from fedjax_secure.he.packing import plan_packing
@@ -454,6 +456,65 @@ def openfhe_target(weight: int) -> Target:
                   reseal, judge, weight, (edit,))  # fmt: skip
 
 
+# -- messages of share holders ---------------------------------------------------------------------
+
+
+def threshold_target(weight: int) -> Target:
+    """A partial decryption; half of the altered ones are signed by the holder who sends them."""
+    signers = [Signer(bytes([i]) * 32) for i in range(1, 4)]
+    session = threshold_messages.Session(RUN, KEY_ID, tuple(s.public_key for s in signers))
+    params, kind, head = rlwe.parameters("rlwe-1024-26"), threshold_messages.PARTIAL, bytes(8)
+    residues = random_residues(params, 1, 6)[0]
+    to_bytes = threshold_messages.residues_to_bytes
+    body_bytes = len(head) + threshold_messages.residues_bytes(params, 1)
+
+    def write(body: bytes) -> bytes:
+        return session.write(signers[1], kind, 2, body, round=5)
+
+    message = write(head + to_bytes(params, residues))
+    header, signature = len(message) - body_bytes - 64 - CHECKSUM_BYTES, 64
+
+    def read(content: bytes) -> tuple[Any, np.ndarray]:
+        found = session.read(content, kind, sender=2, round=5, body_bytes=body_bytes)
+        return found, threshold_messages.residues_from_bytes(params, 1, found.body[8:])
+
+    def reseal(content: bytes) -> bytes:
+        signed = content[: -signature - CHECKSUM_BYTES]
+        if sum(content) % 2:  # the holder itself cheats
+            content = signed + signers[1].sign(threshold_messages._DOMAIN + signed) + bytes(32)
+        return lattice_reseal(content)
+
+    def judge(changed: bytes, result: Any) -> str:
+        found, array = result
+        assert write(found.body[:8] + to_bytes(params, array)) == changed, "two messages as one"
+        assert (array < params.moduli.q).all() and changed[:header] == message[:header]
+        return "the same array" if changed == message else "other residues, sealed anew"
+
+    sizes = [8, 2, 1, 1, 1, 32, 8, 8]
+    places = list(zip(np.cumsum([0, *sizes]).tolist(), [*sizes, 8], strict=True))
+    assert places[-1][0] == header
+    return Target("partial decryption", message, read, OpeningError, tuple(places), reseal, judge,
+                  weight)  # fmt: skip
+
+
+def share_file_target(folder: Path, weight: int) -> Target:
+    """The file of a share holder, damaged on its disk."""
+    path = folder / "share-holder.key"
+    content = msgpack.packb({"version": share_holder._FILE_VERSION, "share": bytes(range(100))})
+    message = hashlib.sha256(content).digest() + content
+
+    def read(changed: bytes) -> dict[str, Any]:
+        path.write_bytes(changed)
+        return share_holder._read_file(path, "holder-1")
+
+    def judge(changed: bytes, fields: dict[str, Any]) -> str:
+        assert changed == message and fields == msgpack.unpackb(content)
+        return "the same array"
+
+    places = tuple((place, 1) for place in range(len(message)))
+    return Target("file of a share", message, read, ResumeError, places, lambda x: x, judge, weight)
+
+
 # -- the run ---------------------------------------------------------------------------------------
 
 
@@ -469,6 +530,8 @@ def make_targets(folder: Path) -> list[Target]:
         *Opening().targets(),
         *file_targets(folder),
         openfhe_target(6),
+        threshold_target(4),
+        share_file_target(folder, 1),
     ]
 
 
