@@ -17,7 +17,8 @@ from fedjax_secure.core.party import serve
 class Peer:
     """One context, a key pair of its own, and perhaps a public key of the other side."""
 
-    def make(self, scheme, depth, first, scaling, plaintext_modulus=0, technique="FIXEDMANUAL"):
+    def make(self, scheme, depth, first, scaling, plaintext_modulus=0, technique="FIXEDMANUAL",
+             batch=0):
         parameters = getattr(openfhe, f"CCParams{scheme}")()
         if scheme == "BGVRNS":
             parameters.SetPlaintextModulus(plaintext_modulus)
@@ -27,6 +28,8 @@ class Peer:
         parameters.SetFirstModSize(first)
         parameters.SetScalingModSize(scaling)
         parameters.SetMultiplicativeDepth(depth)
+        if batch:
+            parameters.SetBatchSize(batch)
         self.ckks = scheme == "CKKSRNS"
         self.context = openfhe.GenCryptoContext(parameters)
         self.context.Enable(openfhe.PKE)
@@ -34,12 +37,11 @@ class Peer:
         self.keys = self.context.KeyGen()
         return openfhe.Serialize(self.keys.publicKey, openfhe.BINARY)
 
-    def encrypt(self, values, public_key=None, packed=False):
+    def encrypt(self, values, public_key=None):
         key = self.keys.publicKey
         if public_key is not None:
             key = openfhe.DeserializePublicKeyString(public_key, openfhe.BINARY)
         pack = (self.context.MakeCKKSPackedPlaintext if self.ckks
-                else self.context.MakePackedPlaintext if packed
                 else self.context.MakeCoefPackedPlaintext)
         return [openfhe.Serialize(self.context.Encrypt(key, pack(row.tolist())), openfhe.BINARY)
                 for row in values]

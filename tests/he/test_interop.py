@@ -391,3 +391,17 @@ def test_what_interop_does_not_cover_is_refused(peer):
     with pytest.raises(ParameterError, match="multiplied, rescaled"):
         interop.import_ciphertext(key, peer.call("multiply", contents=fresh),
                                   version=peer.about["openfhe"])
+
+
+@pytest.mark.openfhe
+def test_fewer_slots_open_repeated(peer):
+    case = dict(CASES["ckks, three limbs"], batch=8)
+    theirs = interop.import_public_key(peer.call("make", **case), version=peer.about["openfhe"])
+    params = theirs.params
+    secret, public = rlwe.generate_key(params, words(rlwe.key_words_needed(params), 11))
+    ours = interop.adopt(theirs, public)
+    values = np.arange(8.0).reshape(1, 8) / 8
+    contents = peer.call("encrypt", values=values, public_key=interop.export_public_key(ours))
+    received = interop.import_ciphertext(ours, contents, version=peer.about["openfhe"])
+    opened = ours.decrypt(secret, received)
+    np.testing.assert_allclose(opened, np.tile(values, params.ring_degree // 16), atol=2e-3)

@@ -252,8 +252,8 @@ def setting_header(place, value):
     (0, 1, "wire format 2, got 1"), (1, "public key", "the kind of message 'ciphertext'"),
     (2, "openfhe_bfv", "the scheme 'openfhe_"), (3, "1.5.0.0", "the OpenFHE version"),
     (4, bytes(32), "the parameters"), (5, bytes(32), "the key"), (6, 51, "50 values, got 51"),
-    (7, [1, 2], "parts that add up"), (7, ["x"], "a header that can be read"),
-    (7, [-5], "parts that add up")])
+    (7, [1, 2], "parts that add up"), (7, ["x"], "parts that add up"),
+    (7, [-5], "parts that add up"), (7, 5, "a header that can be read")])
 def test_foreign_messages_are_refused(pair, message, place, value, need):
     assert resealed(message, lambda header: None) == message
     with pytest.raises(OpeningError, match=need):

@@ -157,7 +157,8 @@ class ContextKey:
             ciphertext: uint32 [2, limb, N, batch].
 
         Returns:
-            [batch, num_values]: float64, approximate (CKKS); int64 in (-t/2, t/2] (BGV).
+            [batch, num_values]: float64, approximate (CKKS; where the other side set a batch size,
+            its values repeated); int64 in (-t/2, t/2] (BGV).
         """
         moduli = self.moduli
         c0, c1 = np.asarray(ciphertext)

@@ -31,6 +31,7 @@ if "fedjax_secure.he" not in sys.modules:
         sys.modules[_name].__path__ = [str(_folder)]
 
 from fedjax_secure.he.openfhe.context import (  # noqa: E402
+    CHECKSUM_BYTES,
     CIPHERTEXT,
     PARTIAL,
     PUBLIC_KEY,
@@ -127,17 +128,17 @@ class Adder:
 
     def add(self, message: bytes) -> None:
         context, openfhe = self.context, self.context.openfhe
-        fingerprint = hashlib.sha256(message).digest()
+        if len(self._seen) >= context.plan.max_summands:
+            raise Refusal("an OpenFHE sum", need=f"at most {context.plan.max_summands} summands",
+                          found="more", fix="Plan the chain for more clients.")
+        blobs = context.unseal(message, CIPHERTEXT, self.key_id, self.dim)
+        fingerprint = message[-CHECKSUM_BYTES:]  # a hash that was checked: the same for the same
         if fingerprint in self._seen:
             raise Refusal("an OpenFHE sum", need="different ciphertexts",
                           found="one ciphertext twice", fix="Add each client's once.")
         if fingerprint in self._opened:
             raise Refusal("an OpenFHE sum", need="ciphertexts that are in no opened sum",
                           found="one that is", fix="Have the clients encrypt again.")
-        if len(self._seen) >= context.plan.max_summands:
-            raise Refusal("an OpenFHE sum", need=f"at most {context.plan.max_summands} summands",
-                          found="more", fix="Plan the chain for more clients.")
-        blobs = context.unseal(message, CIPHERTEXT, self.key_id, self.dim)
         if ([len(blob) for blob in blobs]
                 != [self._ciphertext_bytes] * context.num_plaintexts(self.dim)):
             raise Refusal("an OpenFHE ciphertext", need="parts of the size that these parameters "
