@@ -134,8 +134,10 @@ class KeyHolders:
 
     Assumes:
         Holders follow OpenFHE's protocol when they make the joint key, and what they send arrives
-        unaltered: the protocol has no proof of a well-formed share, and the last to add its share
-        could put its own key in place of the joint one.
+        unaltered. The protocol has no proof of a well-formed key: the first holder chooses the
+        public polynomial `a` that all use, and the last to add its share could put a key of its own
+        in place of the joint one. Partial decryptions are noised by OpenFHE's default, see
+        :meth:`.plan.Plan.flooding_margin_bits`.
 
     Raises:
         PartyError: OpenFHE is not installed, or a process does not start.
