@@ -92,11 +92,12 @@ def test_ratios_and_goals_of_the_encryption_benchmark_follow_from_its_rows(bench
     assert bench_he.ratios_of(rows) == published["ratios"]
     goals = [report.Goal(**goal) for goal in published["goals"]]
     assert bench_he.goals_of(rows) == goals
-    assert {goal.ratio for goal in goals} <= HE_RATIOS
+    assert {goal.ratio for goal in goals} <= HE_RATIOS | {""}
 
 
 def test_every_row_of_an_encryption_states_its_summands():
-    cases = {row["case"] for row in load(FOLDER / "he.json")["rows"] if row["metric"] != "round"}
+    rows = load(FOLDER / "he.json")["rows"]
+    cases = {row["case"] for row in rows if row["metric"] not in ("round", "not measured")}
     assert cases
     assert all("K = " in case for case in cases), cases
 

@@ -65,10 +65,11 @@ class Goal:
 
     Args:
         name: in words.
-        ratio: its key in ``ratios``.
+        ratio: its key in ``ratios``; empty where the figure is not one of them.
         bound: the figure to reach.
         at_least: whether more is better.
         limited_by: what bounds it, said with measured figures; shown where the goal is not reached.
+        value: the figure, where it is not one of the ratios; None where it was not measured.
     """
 
     name: str
@@ -76,10 +77,15 @@ class Goal:
     bound: float
     at_least: bool = True
     limited_by: str = ""
+    value: float | None = None
+
+    def found(self, ratios: Mapping[str, float | None]) -> float | None:
+        """The figure; None where it was not measured."""
+        return ratios.get(self.ratio) if self.ratio else self.value
 
     def reached(self, ratios: Mapping[str, float | None]) -> bool | None:
         """Whether the goal is met; None where it was not measured."""
-        value = ratios.get(self.ratio)
+        value = self.found(ratios)
         if value is None:
             return None
         return value >= self.bound if self.at_least else value <= self.bound
@@ -243,7 +249,7 @@ def _goals(report: Mapping[str, Any]) -> list[str]:
     verdicts = {True: "met", False: "**falls short**", None: "not measured"}
     for goal in goals:
         sign = "at least" if goal.at_least else "at most"
-        value = ratios.get(goal.ratio)
+        value = goal.found(ratios)
         lines.append(
             f"| {goal.name} | {sign} {goal.bound:g} | {'' if value is None else figure(value)} | "
             f"{verdicts[goal.reached(ratios)]} |"
@@ -260,9 +266,10 @@ def _goals(report: Mapping[str, Any]) -> list[str]:
         parts.append("Where it falls short, and what bounds it:")
         parts.append(
             "\n".join(
-                f"- {goal.name}: {figure(ratios[goal.ratio])} instead of {goal.bound:g}."
+                f"- {goal.name}: {figure(value)} instead of {goal.bound:g}."
                 f"{' ' + goal.limited_by if goal.limited_by else ''}"
                 for goal in short
+                if (value := goal.found(ratios)) is not None
             )
         )
     return parts

@@ -41,7 +41,8 @@ def serve(factories: Mapping[str, Factory]) -> NoReturn:
     array that a method returns.
     """
     requests, replies = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints does not reach the replies
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # what a library prints does not reach the replies
     systems: dict[str, Any] = {}
     for line in requests:
         try:
