@@ -103,9 +103,9 @@ class ThresholdPlan:
         return "\n".join(
             [
                 packing.explain(),
-                f"Any {openings.threshold} of {openings.num_parties} share holders open a sum. "
-                f"Each answers {openings.max_openings} times with one key; a round takes "
-                f"{sets} openings of t holders.",
+                f"Any {openings.threshold} of {openings.num_parties} share holders open a sum: "
+                f"{sets} set{'s' if sets > 1 else ''} of {openings.threshold} a round. "
+                f"Each answers {openings.max_openings} times with a key.",
                 f"Each adds noise of standard deviation 2^{math.log2(self.flooding.sigma):.1f} to "
                 "every coefficient of its partial decryption: all that fewer than "
                 f"{openings.threshold} holders see of the ciphertexts' noise is within "

@@ -37,13 +37,23 @@ class ThresholdScheme:
     def plan(self, spec: Spec) -> ThresholdPlan:
         """The packing, with room for the floods, for the chain's ring, dimension and clients."""
         assert spec.modulus is not None
-        packing = plan_packing(
-            self.parameters,
-            dim=spec.dim,
-            modulus=spec.modulus,
-            max_summands=spec.num_clients,
-            noise=ThresholdNoise(self.openings),
-        )
+        try:
+            packing = plan_packing(
+                self.parameters,
+                dim=spec.dim,
+                modulus=spec.modulus,
+                max_summands=spec.num_clients,
+                noise=ThresholdNoise(self.openings),
+            )
+        except SpecError:
+            raise
+        except ValueError:  # flooding_needed: the sampler's distance, over so many draws
+            raise SpecError(
+                "stage `encrypt`",
+                need=f"draws that together are within 2^-{self.openings.flooding_bits} of ideal",
+                found=f"{spec.dim} values and {self.openings.max_openings} openings",
+                fix="Use fewer flooding_bits or max_openings.",
+            ) from None
         return ThresholdPlan(packing, self.openings, self.answering, self.witnesses)
 
     def opener_text(self, spec: Spec) -> str:
@@ -53,8 +63,8 @@ class ThresholdScheme:
         client, least = spec.client_name, spec.min_clients
         names = ", ".join(f"holder-{number}" for number in range(1, n + 1))
         wrong = (
-            f"All sets of {t} of {self.answering} answers are compared, so up to "
-            f"{self.answering - t} wrong holders are noticed"
+            f"All sets of {t} of {self.answering} answers are compared, so wrong answers of up to "
+            f"{self.answering - t} of them are noticed"
             if self.answering > t
             else f"Exactly {t} answer, so a holder who answers wrongly shifts the sum unseen: "
             "nothing is claimed about wrong shares"
@@ -177,8 +187,7 @@ def threshold(
         >>> spec = Spec(dim=30, num_clients=4, num_records=900, denominator=90.0, modulus=2**24)
         >>> plan = threshold(2, 3).plan(spec)
         >>> print(plan.explain().splitlines()[-2])
-        Any 2 of 3 share holders open a sum. Each answers 256 times with one key; a round takes \
-1 openings of t holders.
+        Any 2 of 3 share holders open a sum: 1 set of 2 a round. Each answers 256 times with a key.
 
     Source: Mouchet, Bertrand, Hubaux (ePrint 2022/780), section 4, on the multiparty encryption of
     Mouchet et al. (ePrint 2020/304); masks as in ePrint 2024/184. See

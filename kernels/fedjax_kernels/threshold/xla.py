@@ -57,25 +57,26 @@ def share(secret, words, *, params, threshold, num_parties):
 
 
 def flood(tables, words, *, params, shift_bits):
-    thresholds = [table.thresholds for table in tables]
     # The last table has another size for every width of the flood: padded, one program serves all.
-    room = max(0, _TOP_TABLE_SIZE - thresholds[-1].shape[1])
-    thresholds[-1] = np.pad(thresholds[-1], ((0, 0), (0, room)), constant_values=0xFFFFFFFF)
-    return _flood(tuple(thresholds), words, params=params, shift_bits=shift_bits)
+    top = tables[-1].thresholds
+    room = max(0, _TOP_TABLE_SIZE - top.shape[1])
+    top = np.pad(top, ((0, 0), (0, room)), constant_values=0xFFFFFFFF)
+    return _flood(tables[0].thresholds, top, words, params=params, shift_bits=shift_bits)
 
 
 @partial(jax.jit, static_argnames=("params", "shift_bits"))
-def _flood(thresholds, words, *, params, shift_bits):
-    moduli, degree = params.moduli, params.ring_degree
+def _flood(lower, top, words, *, params, shift_bits):
+    """All parts but the last are drawn from `lower`, as one long draw."""
+    moduli, shape = params.moduli, (params.ring_degree, words.shape[2] // params.ring_degree)
+    parts = [discrete_gaussian.sample(top, words[-1]).reshape(shape)]
+    if len(words) > 1:
+        side_by_side = jnp.moveaxis(words[:-1], 0, 1).reshape(words.shape[1], -1)
+        parts = [*discrete_gaussian.sample(lower, side_by_side).reshape(-1, *shape), *parts]
     scale = moduli.per_limb(lambda q: (1 << shift_bits) % q)
-    value = None
-    for steps, part in zip(thresholds[::-1], words[::-1], strict=True):  # Horner's rule
-        drawn = discrete_gaussian.sample(steps, part).reshape(degree, -1)
-        drawn = modular.from_signed(drawn, moduli=moduli)
-        if value is not None:
-            value = modular.mul_constant(value, scale, moduli.shoup(scale), moduli=moduli)
-            drawn = modular.add(value, drawn, moduli=moduli)
-        value = drawn
+    value = modular.from_signed(parts[-1], moduli=moduli)
+    for part in parts[-2::-1]:  # Horner's rule
+        value = modular.mul_constant(value, scale, moduli.shoup(scale), moduli=moduli)
+        value = modular.add(value, modular.from_signed(part, moduli=moduli), moduli=moduli)
     return value
 
 
