@@ -146,7 +146,7 @@ def write(
         "commit": commit(),
         "about": list(about),
         "rows": [
-            {key: value for key, value in dataclasses.asdict(row).items() if value != ""}
+            {key: value for key, value in dataclasses.asdict(row).items() if key != "note" or value}
             for row in rows
         ],
         "ratios": dict(ratios),
@@ -278,14 +278,14 @@ def _goals(report: Mapping[str, Any]) -> list[str]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One row a system, one column a metric and unit: median (min to max)."""
     columns = dict.fromkeys(
-        (row["metric"], row.get("unit", "")) for row in rows if row["metric"] != NOT_MEASURED
+        (row["metric"], row["unit"]) for row in rows if row["metric"] != NOT_MEASURED
     )
     heads = [f"{metric}, {unit}" if unit else metric for metric, unit in columns]
     lines = ["| system | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system]
         cells = {
-            (row["metric"], row.get("unit", "")): _cell(row)
+            (row["metric"], row["unit"]): _cell(row)
             for row in own
             if row["metric"] != NOT_MEASURED
         }
@@ -379,7 +379,7 @@ def _bars(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Mapping[
         row
         for row in rows
         if row["metric"] == panel.metric
-        and row.get("unit") == panel.unit
+        and row["unit"] == panel.unit
         and row["case"] in panel.cases
         and row["median"]
     ]
