@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import fedjax_secure as fs
 from fedjax_kernels import rlwe
 from fedjax_secure.core import (
     OpeningError,
@@ -218,3 +219,33 @@ def test_the_chain_refuses_what_does_not_fit():
         chain(encrypt(public_key())).init(spec_of(5).replace(dtype="float32"))
     _, spec = chain(encrypt(public_key())).init(spec_of(5))
     assert not spec.readable and "128-bit" in spec.opener and "2 or more" in spec.opener
+
+
+@pytest.mark.parametrize("seed", [None, 9], ids=["secure", "seeded"])
+def test_an_interrupted_round_sends_the_very_same_ciphertexts_again(tmp_path, seed):
+    """A second ciphertext under the same randomness would tell the difference of two updates."""
+    seen = []
+
+    def build():
+        plan = fs.FederationPlan(rounds=1, dp_delta=1e-3, seed=seed, encryption="lattice")
+        return plan.build(tmp_path)
+
+    with build() as federation:
+
+        def killed(round, model, submissions):
+            seen.append([submission.payload_digest for submission in submissions])
+            raise KeyboardInterrupt
+
+        federation._opener.open = killed
+        with pytest.raises(KeyboardInterrupt):
+            next(federation.run(federation.init(), rounds=1))
+    with build() as federation:
+        opened = federation._opener.open
+
+        def watched(round, model, submissions):
+            seen.append([submission.payload_digest for submission in submissions])
+            return opened(round, model, submissions)
+
+        federation._opener.open = watched
+        _, record = next(federation.run(federation.init(), rounds=1))
+    assert record.round == 1 and seen[0] == seen[1] and len(set(seen[0])) == len(record.clients)
