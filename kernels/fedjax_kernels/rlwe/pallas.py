@@ -76,11 +76,14 @@ def _second_error(c: Any, d: Any) -> Any:
     return _error(c, d) | (c >> ERROR_BITS << _COIN_BITS)
 
 
-def _coin(a: Any, b: Any, second: Any, high: Any) -> Any:
-    """u + 1, e0 + 21 and e1 + 21 in 2 + 6 + 6 bits, with the bits left by errors below u's word."""
-    left = second >> _COIN_BITS
-    unused = (a >> ERROR_BITS) | (b >> ERROR_BITS << 11) | (left << 22)
-    errors = _error(a, b) | ((second & ((1 << _COIN_BITS) - 1)) << _COIN_BITS)
+def _both_errors(a: Any, b: Any, second: Any) -> tuple[Any, Any]:
+    """From the first two words: both errors in 12 bits, and the lower word of the ternary draw."""
+    unused = (a >> ERROR_BITS) | (b >> ERROR_BITS << 11) | (second >> _COIN_BITS << 22)
+    return _error(a, b) | ((second & ((1 << _COIN_BITS) - 1)) << _COIN_BITS), unused
+
+
+def _coin(errors: Any, unused: Any, high: Any) -> Any:
+    """u + 1, e0 + 21 and e1 + 21 in 2 + 6 + 6 bits."""
     return _ternary(high, unused) | (errors << 2)
 
 
@@ -107,10 +110,13 @@ def expand_coins(key, nonce, *, ring_degree, batch, interpret=False):
         def stream(number):
             return chacha.blocks(seed, counter + jnp.uint32(number * threads))
 
-        # In an order that keeps few words alive: what two streams leave is 17 bits a coefficient.
-        second = [_second_error(c, d) for c, d in zip(stream(2), stream(3), strict=True)]
-        first_two = zip(stream(0), stream(1), second, strict=True)
-        coins = [_coin(a, b, e, w) for (a, b, e), w in zip(first_two, stream(4), strict=True)]
+        # In an order that keeps few words alive, which the barriers make the compiler keep to.
+        keep = jax.lax.optimization_barrier
+        second = keep([_second_error(c, d) for c, d in zip(stream(2), stream(3), strict=True)])
+        words = zip(stream(0), stream(1), second, strict=True)
+        errors, unused = zip(*(_both_errors(a, b, e) for a, b, e in words), strict=True)
+        errors, unused = keep(errors), keep(unused)
+        coins = [_coin(*parts) for parts in zip(errors, unused, stream(4), strict=True)]
         pairs = [a | (b << 16) for a, b in zip(coins[::2], coins[1::2], strict=True)]
         chacha.write_rows(work, gate, out, first, pairs)
 
@@ -260,7 +266,8 @@ def encrypt(public_key, message, words, *, params, interpret=False):
     """Words from outside become coins in one elementwise fusion of XLA's."""
     words = words.reshape(_STREAMS, params.ring_degree, message.shape[-1])
     second = _second_error(words[2], words[3])
-    coins = _coin(words[0], words[1], second, words[4]).astype(jnp.uint16)
+    errors, unused = _both_errors(words[0], words[1], second)
+    coins = _coin(errors, unused, words[4]).astype(jnp.uint16)
     return _encrypt(public_key, coins, message, params, None, interpret)
 
 
