@@ -413,12 +413,15 @@ def test_more_openings_and_bits_take_more_noise_and_what_does_not_fit_is_refused
         threshold(2, 3, max_openings=1 << 40, flooding_bits=60).plan(spec_of(10**6))
 
 
-@pytest.mark.parametrize(("t", "n", "openings"), [(2, 3, 6), (3, 4, 4), (4, 4, 4)])
-def test_ten_bytes_a_value_for_1024_clients(t, n, openings):
-    """16-bit values, 1,024 summands and a million parameters, with 40 bits of flooding."""
+@pytest.mark.parametrize(
+    ("t", "n", "clients", "openings"),
+    [(2, 3, 1024, 8), (3, 4, 1024, 4), (4, 4, 1024, 5), (2, 3, 256, 1000), (3, 4, 256, 1000)],
+)
+def test_ten_bytes_a_value_with_flooding(t, n, clients, openings):
+    """16-bit values and a million parameters, with 40 bits of flooding."""
     scheme = threshold(t, n, max_openings=openings, parameters="rlwe-8192-212")
-    plan = scheme.plan(spec_of(1 << 20, 1024).replace(modulus=1 << 16))
-    assert plan.packing.encoding.lane_bits == 26
+    plan = scheme.plan(spec_of(1 << 20, clients).replace(modulus=1 << 16))
+    assert plan.packing.encoding.num_lanes == 5
     assert plan.packing.ciphertext_bytes / (1 << 20) <= 10
     assert plan.packing.failure_log2 <= -40
 

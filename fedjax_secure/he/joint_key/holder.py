@@ -447,7 +447,7 @@ def _set_bytes(members: Sequence[int]) -> bytes:
 
 
 def _words(key: bytes, count: int) -> np.ndarray:
-    return host_words(key, count).astype(np.uint32)
+    return np.asarray(host_words(key, count), np.uint32)
 
 
 def _read_file(path: Path, name: str) -> dict[str, Any]:
