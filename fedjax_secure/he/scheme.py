@@ -34,7 +34,10 @@ class Scheme(Protocol):
         ...
 
     def opener_text(self, spec: Spec) -> str:
-        """Who opens the sum and what is assumed of them, to end the sentence 'opened by'."""
+        """Who opens the sum, to end the sentence 'opened by'.
+
+        Says what is assumed of them, and what a server that works with k clients learns.
+        """
         ...
 
     def generate(self, plan: Any, spec: Spec, setting: Setting) -> tuple[Any, Opener]:
@@ -47,7 +50,11 @@ class Scheme(Protocol):
         ...
 
     def encrypt(self, plan: Any, keys: Any, stream: Stream, value: jax.Array) -> Any:
-        """Encrypt one client's ring elements, uint32 [dim]; pure and jittable."""
+        """Encrypt one client's ring elements, uint32 [dim]; pure and jittable.
+
+        One stream encrypts one value: two values under the same stream and key would show their
+        difference. The chain gives every client and round a stream of its own.
+        """
         ...
 
     def to_wire(self, plan: Any, keys: Any, payloads: Any, setting: Setting) -> list[bytes]:
@@ -59,7 +66,8 @@ def encrypt(scheme: Scheme) -> Stage:
     """Encrypt each client's ring elements so that only the sum can be opened.
 
     Args:
-        scheme: ``fs.he.public_key()`` (our lattice kernels) or ``fs.he.openfhe_bgv()``.
+        scheme: ``fs.he.public_key()`` or ``fs.he.threshold(t, n)`` (our lattice kernels),
+            ``fs.he.openfhe_bgv()`` or ``fs.he.openfhe_ckks()``.
 
     Returns:
         A stage; it must be the last of its chain.
@@ -68,6 +76,12 @@ def encrypt(scheme: Scheme) -> Stage:
         Sums open to exactly the integers that were encrypted, modulo the ring. The server reads
         no client's value. Who can open, and what is assumed of them, is in the chain's threat
         model.
+
+    Assumes:
+        Each client encrypts its own value as planned. Every scheme here is secure against chosen
+        plaintexts, not chosen ciphertexts: a client that sends a ciphertext derived from another's,
+        or one of its own devising, can learn that client's value or the key, together with whoever
+        sees the sums. Openers check who sent what and how many, not what is inside.
 
     Raises:
         SpecError: (from ``init``) values that are not integers, no ring, or a sum that does not
