@@ -13,7 +13,10 @@ from fedjax_kernels.modular.moduli import Moduli
 class Tables(NamedTuple):
     """Powers of psi and of psi^-1 in bit-reversed order, with their Shoup quotients.
 
-    All are [limb, N] uint32, and `n_inverse` is N^-1 mod q as [limb, 1, 1].
+    All are [limb, N] uint32, and `n_inverse` is N^-1 mod q as [limb, 1, 1]. The rest serves the
+    inverse transform's first two stages, taken together, and its last: the products of their
+    powers [limb, N/4], i = psi^(-N/2), a square root of -1, as [limb, 1], and the last stage's
+    power over N, [limb, 1].
     """
 
     roots: np.ndarray
@@ -22,6 +25,12 @@ class Tables(NamedTuple):
     inverse_roots_quotient: np.ndarray
     n_inverse: np.ndarray
     n_inverse_quotient: np.ndarray
+    first_products: np.ndarray
+    first_products_quotient: np.ndarray
+    i: np.ndarray
+    i_quotient: np.ndarray
+    last: np.ndarray
+    last_quotient: np.ndarray
 
 
 @lru_cache(maxsize=256)
@@ -88,11 +97,14 @@ def tables(moduli: Moduli) -> Tables:
     roots = np.stack([powers(p, q) for p, q in zip(psi, moduli.primes, strict=True)])
     inverse = np.stack([powers(pow(p, -1, q), q) for p, q in zip(psi, moduli.primes, strict=True)])
     n_inverse = moduli.per_limb(lambda q: pow(degree, -1, q))
-    return Tables(
-        roots,
-        moduli.shoup(roots),
-        inverse,
-        moduli.shoup(inverse),
-        n_inverse,
-        moduli.shoup(n_inverse),
-    )
+    q = np.array(moduli.primes, np.uint64)[:, None]
+
+    def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a.astype(np.uint64) * b % q).astype(np.uint32)
+
+    quarter = degree // 4
+    first_products = product(inverse[:, quarter : 2 * quarter], inverse[:, 2 * quarter :: 2])
+    i = np.array([[pow(p, -(degree // 2), q)] for p, q in zip(psi, moduli.primes, strict=True)])
+    last = product(inverse[:, 1:2], n_inverse[:, 0])
+    halves = (roots, inverse, n_inverse, first_products, i.astype(np.uint32), last)
+    return Tables(*(part for half in halves for part in (half, moduli.shoup(half))))

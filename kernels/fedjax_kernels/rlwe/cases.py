@@ -21,3 +21,17 @@ CASES = (
     Case("rlwe-2048-52", 1, 8, Encoding(lane_bits=17, num_lanes=2, noise_bits=16)),
     Case("rlwe-4096-90", 1, 1000, Encoding(lane_bits=35, num_lanes=2, noise_bits=18)),
 )
+
+#: Batches past one block of columns, odd, where blocks overlap or are wider than usual.
+BLOCK_CASES = (
+    Case("rlwe-4096-60", 19, 1, Encoding(lane_bits=20, num_lanes=1, noise_bits=20)),
+    Case("rlwe-4096-60", 37, 1, Encoding(lane_bits=20, num_lanes=1, noise_bits=20)),
+    Case("rlwe-8192-180", 3, 1, Encoding(lane_bits=26, num_lanes=6, noise_bits=20)),
+)
+
+#: The secret-key form, and sets whose ciphertexts lose a prime before they travel.
+SECRET_CASES = (
+    Case("rlwe-1024-26", 3, 4, Encoding(lane_bits=14, num_lanes=1, noise_bits=9)),
+    Case("rlwe-2048-52", 1, 4, Encoding(lane_bits=20, num_lanes=2, noise_bits=9)),
+)
+SWITCH_SETS = ("rlwe-8192-212", "rlwe-8192-213")

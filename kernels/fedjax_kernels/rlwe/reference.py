@@ -75,6 +75,50 @@ def sum_ciphertexts(ciphertexts, *, params):
     return modular.sum_residues(ciphertexts, moduli=params.moduli)
 
 
+def switch_modulus(ciphertext, *, params):
+    prime, primes = params.moduli.primes[-1], params.transport.moduli.primes
+    integers = _integers(ciphertext)
+    dropped = integers[..., -1, :, :]
+    centred = np.where(dropped > prime // 2, dropped - prime, dropped)
+    limbs = [
+        (integers[..., j, :, :] - centred) * pow(prime, -1, q) % q for j, q in enumerate(primes)
+    ]
+    return np.stack(limbs, axis=-3).astype(np.uint32)
+
+
+def expand_uniform(words, *, params):
+    wide = np.asarray(words).reshape(4, params.num_limbs, params.ring_degree, -1)
+    return modular.reduce_words(wide, moduli=params.moduli)
+
+
+def generate_secret(words, *, params):
+    high, low = _integers(words).reshape(2, params.ring_degree, 1)
+    s = _residues(_map(_ternary, high, low), params)
+    return SecretKey(ntt.forward(s, moduli=params.moduli))
+
+
+def _packed_binomial(word: int, fourth: int, place: int) -> int:
+    """Of three words and a fourth, 42 bits: 32 of one's own, and ten of the fourth."""
+    bits = word + ((fourth >> 10 * place) % (1 << 10) << 32)
+    return _centred_binomial(bits, bits >> ERROR_BITS)
+
+
+def encrypt_secret(secret_key, message, a, words, *, params):
+    moduli, shape = params.moduli, np.shape(message)[1:]
+    w = _integers(words).reshape(4, -1)
+    draws = [_map(lambda x, y, r=r: _packed_binomial(x, y, r), w[r], w[3]) for r in range(3)]
+    error = _residues(np.concatenate(draws)[: shape[0] * shape[1]].reshape(shape), params)
+    a, s = (ntt.inverse(np.asarray(x), moduli=moduli) for x in (a, secret_key.s))
+    total = modular.add(ntt.multiply(a, s, moduli=moduli), error, moduli=moduli)
+    return modular.add(total, message, moduli=moduli)
+
+
+def phase_secret(secret_key, c0, a, *, params):
+    moduli = params.moduli
+    a, s = (ntt.inverse(np.asarray(x), moduli=moduli) for x in (a, secret_key.s))
+    return modular.sub(c0, ntt.multiply(a, s, moduli=moduli), moduli=moduli)
+
+
 def phase(secret_key, ciphertext, *, params):
     moduli = params.moduli
     s = ntt.inverse(secret_key.s, moduli=moduli)

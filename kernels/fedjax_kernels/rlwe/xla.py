@@ -1,17 +1,27 @@
-"""Ring-LWE encryption for XLA, on 32-bit words only."""
+"""Ring-LWE encryption for XLA, on 32-bit words only.
+
+On a CPU, encryption and decryption go limb by limb through blocks of a few columns: transform,
+product, inverse transform, errors and message meet in the cache, on lazily reduced values, and only
+what leaves is reduced (:mod:`fedjax_kernels.ntt.blocks`). Elsewhere the same steps work on whole
+arrays.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
 
 from fedjax_kernels.modular import xla as modular
 from fedjax_kernels.modular.moduli import Moduli
-from fedjax_kernels.modular.xla import mulhi
+from fedjax_kernels.modular.xla import mul_montgomery_lazy, mul_shoup_lazy, mulhi, subtract_once
+from fedjax_kernels.ntt import blocks
 from fedjax_kernels.ntt import xla as ntt
 from fedjax_kernels.rlwe.parameters import ERROR_BITS, PublicKey, SecretKey
 
@@ -48,35 +58,170 @@ def generate_key(words, *, params):
     return SecretKey(s), PublicKey(b, a)
 
 
+def _montgomery_inverse(moduli: Moduli) -> np.ndarray:
+    """q^-1 mod 2^32 as [limb, 1], beside the rows of the transform's tables."""
+    return moduli.q_inverse[..., 0]
+
+
+class _Block(ntt.Limbs):
+    """Arithmetic of one limb on a block of columns, or of all limbs on whole arrays."""
+
+    q_inverse: Array
+
+    @classmethod
+    def whole(cls, moduli: Moduli) -> _Block:
+        block = cls.all(moduli, 3)
+        block.q_inverse = block.constant(_montgomery_inverse(moduli))
+        return block
+
+    @classmethod
+    def of_limb(cls, moduli: Moduli, limb: Array) -> _Block:
+        block = cls.one(moduli, limb, 3)
+        block.q_inverse = block.constant(ntt.one_limb(_montgomery_inverse(moduli), limb))
+        return block
+
+    def small(self, x: Array) -> Array:
+        """int32 [N, columns] of magnitude below q as residues [limb, N, columns]."""
+        x = x[None]
+        return x.astype(jnp.uint32) + jnp.where(x < 0, self.q, np.uint32(0))
+
+    def product(self, x: Array, factor: Array) -> Array:
+        """x * factor below 2q; `factor` [limb, N, 1 or columns] is in Montgomery form."""
+        return mul_montgomery_lazy(x, factor, self.q, self.q_inverse)
+
+    def sum(self, x: Array, *terms: Array) -> Array:
+        """x below 2q plus residues, reduced."""
+        for term in terms:
+            x = self.below_2q(x + term)
+        return self.below_q(x)
+
+
+def _zero_encryption(block: _Block, first: bool, key, residues, error, message) -> Array:
+    """key * residues + error, and for the first component + message."""
+    total = ntt.inverse_block(block.product(residues, key), block, lazy=True)
+    return block.sum(total, block.small(error), *([message] if first else []))
+
+
+def _public_key_block(block: _Block, keys, errors, u, message) -> tuple[Array, Array]:
+    values = ntt.forward_block(block.small(u), block, lazy=True)
+    c0 = _zero_encryption(block, True, keys[0], values, errors[0], message)
+    if message.shape[0] == 1:  # one after the other: both at once would not fit the cache
+        values, c0 = lax.optimization_barrier((values, c0))
+    return c0, _zero_encryption(block, False, keys[1], values, errors[1], message)
+
+
+def _phase_block(block: _Block, s, c0, c1) -> tuple[Array]:
+    product = block.product(ntt.forward_block(c1, block, lazy=True), s)
+    return (block.sum(ntt.inverse_block(product, block, lazy=True), c0),)
+
+
+def _secret_key_block(block: _Block, s, error, a, message) -> tuple[Array]:
+    return (_zero_encryption(block, True, s, a, error, message),)
+
+
+def _secret_phase_block(block: _Block, minus_s, c0, a) -> tuple[Array]:
+    total = ntt.inverse_block(block.product(a, minus_s), block, lazy=True)
+    return (block.sum(total, c0),)
+
+
+#: How an operand is cut: [..., limb, N, 1], [..., limb, N, batch] or [..., N, batch].
+_KEY, _WIDE, _SMALL = "key", "wide", "small"
+
+
+def _cut(operand: Array, kind: str, limb: Array, start: Array, width: int) -> Array:
+    if kind != _KEY:
+        operand = lax.dynamic_slice_in_dim(operand, start, width, -1)
+    if kind != _SMALL:
+        operand = lax.dynamic_slice_in_dim(operand, limb, 1, -3)
+    return operand
+
+
+@lru_cache(maxsize=256)
+def _in_blocks(function: Callable[..., Any], kinds: tuple[str, ...], num_out: int, moduli: Moduli):
+    """`function(block, *operands)` of [limb, N, batch], block by block on a CPU.
+
+    Under `jax.vmap`, clients with few columns each are set side by side as columns; others go one
+    after the other. Both keep the blocks in the cache.
+    """
+    num_limbs, degree = moduli.num_limbs, moduli.ring_degree
+
+    def whole(*operands: Array) -> tuple[Array, ...]:
+        return function(_Block.whole(moduli), *operands)
+
+    def blocked(*operands: Array) -> tuple[Array, ...]:
+        batch = next(x.shape[-1] for x, kind in zip(operands, kinds, strict=True) if kind != _KEY)
+        width, count = blocks.columns_of(degree, batch)
+
+        def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
+            limb, start = i // count, jnp.minimum(i % count * width, batch - width)
+            cuts = [
+                _cut(x, kind, limb, start, width) for x, kind in zip(operands, kinds, strict=True)
+            ]
+            block = _Block.of_limb(moduli, limb)
+            parts = blocks.apart(i, lambda *cuts: function(block, *cuts), *cuts)
+            return tuple(
+                lax.dynamic_update_slice(whole, part, (limb, 0, start))
+                for whole, part in zip(out, parts, strict=True)
+            )
+
+        zeros = blocks.zeros((num_limbs, degree, batch), *operands)
+        return blocks.loop(num_limbs * count, body, (zeros,) * num_out)
+
+    @custom_vmap
+    def run(*operands: Array) -> tuple[Array, ...]:
+        if max(x.size for x in operands) <= 2 * blocks.BLOCK_COEFFICIENTS:
+            return whole(*operands)
+        return lax.platform_dependent(*operands, cpu=blocked, default=whole)
+
+    @run.def_vmap
+    def _(axis_size: int, in_batched: list[bool], *operands: Array):
+        batched = [flag for flag, kind in zip(in_batched, kinds, strict=True) if kind != _KEY]
+        one_key = not any(f for f, kind in zip(in_batched, kinds, strict=True) if kind == _KEY)
+        columns = max(x.shape[-1] for x in operands)
+        if one_key and all(batched) and columns < blocks.MIN_COLUMNS:
+            merged = [
+                x if kind == _KEY else jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
+                for x, kind in zip(operands, kinds, strict=True)
+            ]
+            parts = [part.reshape(*part.shape[:-1], axis_size, -1) for part in run(*merged)]
+            return tuple(jnp.moveaxis(part, -2, 0) for part in parts), (True,) * num_out
+        moving = [x for x, flag in zip(operands, in_batched, strict=True) if flag]
+
+        def one(moving: list[Array]) -> tuple[Array, ...]:
+            rest = iter(moving)
+            pairs = zip(operands, in_batched, strict=True)
+            return run(*(next(rest) if flag else x for x, flag in pairs))
+
+        return lax.map(one, moving), (True,) * num_out
+
+    return run
+
+
 @partial(jax.jit, static_argnames=("params", "encoding"))
 def encode(lanes, *, params, encoding):
-    moduli = params.moduli
+    moduli, shape = params.moduli, lanes.shape[1:]
+    lanes = lanes.reshape(lanes.shape[0], 1, 1, -1)
+    q = moduli.q
     total = None
     for j in range(encoding.num_lanes):
-        shift = encoding.noise_bits + j * encoding.lane_bits
-        factor = params.dropped_prime << shift
+        factor = params.dropped_prime << (encoding.noise_bits + j * encoding.lane_bits)
         scale = moduli.per_limb(lambda q, factor=factor: factor % q)
-        term = modular.mul_constant(lanes[j][None], scale, moduli.shoup(scale), moduli=moduli)
-        total = term if total is None else modular.add(total, term, moduli=moduli)
-    return total
+        term = mul_shoup_lazy(lanes[j], jnp.asarray(scale), jnp.asarray(moduli.shoup(scale)), q)
+        total = term if total is None else subtract_once(total + term, 2 * q)  # below 2q
+    return subtract_once(total, q).reshape(-1, *shape)
 
 
 @partial(jax.jit, static_argnames="params")
 def encrypt(public_key, message, words, *, params):
-    moduli = params.moduli
-    w = words.reshape(5, params.ring_degree, message.shape[-1])
+    moduli, batch = params.moduli, message.shape[-1]
+    w = words.reshape(5, -1)
     unused = (w[0] >> ERROR_BITS) | (w[1] >> ERROR_BITS << 11) | (w[2] >> ERROR_BITS << 22)
-    u = _transform_small(_ternary(w[4], unused), moduli)
-
-    keys = modular.to_montgomery(jnp.stack([public_key.b, public_key.a]), moduli=moduli)
-    products = modular.mul_montgomery(u, keys, moduli=moduli)
     errors = jnp.stack([_centred_binomial(w[0], w[1]), _centred_binomial(w[2], w[3])])
-    zero_part = modular.add(
-        ntt.inverse(products, moduli=moduli),
-        modular.from_signed(errors, moduli=moduli),
-        moduli=moduli,
-    )
-    return jnp.stack([modular.add(zero_part[0], message, moduli=moduli), zero_part[1]])
+    errors = errors.reshape(2, params.ring_degree, batch)
+    u = _ternary(w[4], unused).reshape(params.ring_degree, batch)
+    keys = modular.to_montgomery(jnp.stack([public_key.b, public_key.a]), moduli=moduli)
+    run = _in_blocks(_public_key_block, (_KEY, _SMALL, _SMALL, _WIDE), 2, moduli)
+    return jnp.stack(run(keys, errors, u, message))
 
 
 def add(a, b, *, params):
@@ -88,18 +233,105 @@ def sum_ciphertexts(ciphertexts, *, params):
 
 
 @partial(jax.jit, static_argnames="params")
+def switch_modulus(ciphertext, *, params):
+    prime, moduli = params.moduli.primes[-1], params.transport.moduli
+    flat = ciphertext.reshape(*ciphertext.shape[:-2], 1, -1)
+    dropped, kept = flat[..., -1:, :, :], flat[..., :-1, :, :]
+    inverse = moduli.per_limb(lambda q: pow(prime, -1, q))
+    above = moduli.per_limb(lambda q: -(-prime // q) * q)  # 0 mod q, and at least the prime
+    centred = dropped - jnp.where(dropped > prime // 2, np.uint32(prime), np.uint32(0))
+    difference = kept + modular.constant_like(above, flat.ndim) - centred  # below 2^32, above 0
+    switched = modular.mul_constant(difference, inverse, moduli.shoup(inverse), moduli=moduli)
+    return switched.reshape(*switched.shape[:-2], *ciphertext.shape[-2:])
+
+
+@partial(jax.jit, static_argnames="params")
 def phase(secret_key, ciphertext, *, params):
-    moduli = params.moduli
+    s = modular.to_montgomery(secret_key.s, moduli=params.moduli)
+    run = _in_blocks(_phase_block, (_KEY, _WIDE, _WIDE), 1, params.moduli)
+    return run(s, ciphertext[0], ciphertext[1])[0]
+
+
+@partial(jax.jit, static_argnames="params")
+def expand_uniform(words, *, params):
+    wide = words.reshape(4, params.num_limbs, params.ring_degree, -1)
+    return modular.reduce_words(wide, moduli=params.moduli)
+
+
+@partial(jax.jit, static_argnames="params")
+def generate_secret(words, *, params):
+    small = _ternary(*words.reshape(2, params.ring_degree, 1))
+    return SecretKey(_transform_small(small, params.moduli))
+
+
+def _packed_binomials(words, count: int):
+    """Three centred binomials of 21 + 21 bits from each four words: int32 [count]."""
+    w = words.reshape(4, -1)
+    draws = []
+    for r in range(3):
+        minus = lax.population_count(w[r] >> ERROR_BITS) + lax.population_count(
+            w[3] >> np.uint32(10 * r) & np.uint32((1 << 10) - 1)
+        )
+        draws.append(lax.population_count(w[r] & _ERROR_MASK) - minus)
+    return jnp.concatenate(draws)[:count].astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames="params")
+def encrypt_secret(secret_key, message, a, words, *, params):
+    moduli, shape = params.moduli, message.shape[1:]
+    error = _packed_binomials(words, shape[0] * shape[1]).reshape(shape)
     s = modular.to_montgomery(secret_key.s, moduli=moduli)
-    product = modular.mul_montgomery(ntt.forward(ciphertext[1], moduli=moduli), s, moduli=moduli)
-    return modular.add(ciphertext[0], ntt.inverse(product, moduli=moduli), moduli=moduli)
+    run = _in_blocks(_secret_key_block, (_KEY, _SMALL, _WIDE, _WIDE), 1, moduli)
+    return run(s, error, a, message)[0]
+
+
+@partial(jax.jit, static_argnames="params")
+def phase_secret(secret_key, c0, a, *, params):
+    moduli = params.moduli
+    minus_s = modular.to_montgomery(modular.neg(secret_key.s, moduli=moduli), moduli=moduli)
+    run = _in_blocks(_secret_phase_block, (_KEY, _WIDE, _WIDE), 1, moduli)
+    return run(minus_s, c0, a)[0]
+
+
+#: Coefficients that are decoded at once on a CPU: their residues and words stay in the cache.
+_DECODED_AT_ONCE = 1 << 13
 
 
 @partial(jax.jit, static_argnames=("params", "encoding"))
 def decode(phase, *, params, encoding):
     moduli = params.moduli
-    half = moduli.per_limb(lambda q: pow(2, encoding.noise_bits - 1, q))
-    words = _to_words(modular.add(phase, half, moduli=moduli), moduli)
+    flat = phase.reshape(moduli.num_limbs, -1)
+    size = flat.shape[-1]
+
+    def whole(flat):
+        lanes, above = _decode(flat, moduli, encoding)
+        return lanes, jnp.all(above == 0)
+
+    def blocked(flat):
+        def body(i, carry):
+            lanes, valid = carry
+            start = jnp.minimum(i * _DECODED_AT_ONCE, size - _DECODED_AT_ONCE)
+            part = lax.dynamic_slice_in_dim(flat, start, _DECODED_AT_ONCE, 1)
+            part, above = blocks.apart(i, lambda x: _decode(x, moduli, encoding), part)
+            lanes = lax.dynamic_update_slice_in_dim(lanes, part, start, 1)
+            return lanes, valid & jnp.all(above == 0)
+
+        zeros = blocks.zeros((encoding.num_lanes, size), flat)
+        carry = (zeros, zeros[0, 0] == 0)
+        return blocks.loop(-(-size // _DECODED_AT_ONCE), body, carry)
+
+    if size <= _DECODED_AT_ONCE:
+        lanes, valid = whole(flat)
+    else:
+        lanes, valid = lax.platform_dependent(flat, cpu=blocked, default=whole)
+    return lanes.reshape(-1, *phase.shape[1:]), valid
+
+
+def _decode(flat, moduli: Moduli, encoding):
+    """[limb, n] to the lanes [lane, n], and to [n] words that are 0 where nothing is above them."""
+    half = moduli.per_limb(lambda q: pow(2, encoding.noise_bits - 1, q))[..., 0]
+    q = moduli.q[..., 0]
+    words = _to_words(subtract_once(flat + half, q), moduli)
     lanes = []
     for j in range(encoding.num_lanes):
         lane = _bits_from(words, encoding.noise_bits + j * encoding.lane_bits)
@@ -109,26 +341,37 @@ def decode(phase, *, params, encoding):
     above = jnp.zeros_like(words[0])
     for start in range(encoding.total_bits, 32 * len(words), 32):
         above = above | _bits_from(words, start)
-    return jnp.stack(lanes), jnp.all(above == 0)
+    return jnp.stack(lanes), above
 
 
 def _to_words(residues, moduli: Moduli):
-    """The integers below Q with these residues, as a list of 32-bit words, lowest first."""
+    """The integers below Q with these residues, as a list of 32-bit words, lowest first.
+
+    Of the mixed-radix digits, digit_j = (..(x_j - digit_0) / q_0 - ..) mod q_j.
+    """
+    primes = moduli.primes
+    rest = [residues[j] for j in range(len(primes))]
     digits = []
-    for j, q in enumerate(moduli.primes):  # digit_j = (..(x_j - digit_0) / q_0 - ..) mod q_j
-        digits.append(residues[0])
-        if j + 1 == moduli.num_limbs:
-            break
-        rest = Moduli(moduli.primes[j + 1 :], moduli.ring_degree)
-        inverse = rest.per_limb(lambda p, q=q: pow(q, -1, p))
-        difference = modular.sub(
-            residues[1:], modular.reduce(residues[:1], moduli=rest), moduli=rest
-        )
-        residues = modular.mul_constant(difference, inverse, rest.shoup(inverse), moduli=rest)
+    for j, q in enumerate(primes):
+        digit = subtract_once(rest[j], np.uint32(q)) if j else rest[0]
+        digits.append(digit)
+        for k in range(j + 1, len(primes)):  # values below 2 q_k
+            p = primes[k]
+            inverse = pow(q, -1, p)
+            difference = rest[k] + np.uint32(-(-q // p) * p) - digit  # in (0, 2^32)
+            rest[k] = _scaled(difference, inverse, p)
+        rest = lax.optimization_barrier(rest)
     words = [digits[-1]]
-    for digit, q in zip(digits[-2::-1], moduli.primes[-2::-1], strict=True):
-        words = _multiply_add(words, q, digit)
+    for digit, q in zip(digits[-2::-1], primes[-2::-1], strict=True):
+        words = lax.optimization_barrier(_multiply_add(words, q, digit))
     return words[: -(-moduli.product.bit_length() // 32)]
+
+
+def _scaled(x, factor: int, q: int):
+    """x * factor mod q below 2q, for any 32-bit x and numbers known before compilation."""
+    word = np.uint32
+    quotient = jnp.full(x.shape, (factor << 32) // q, jnp.uint32)
+    return x * word(factor) - mulhi(x, quotient) * word(q)
 
 
 def _multiply_add(words, factor: int, carry):
