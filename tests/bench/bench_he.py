@@ -392,13 +392,12 @@ def goals_of(rows: Sequence[Row]) -> list[Goal]:
         },
     )
     common = told(
-        "One inverse transform, the errors' samples and their keystream are left of the {whole} "
-        "ms; the keystream of an encryption takes {keystream} ms where there are three "
-        "polynomials to sample, and three transforms take {transforms} ms.",
+        "The {whole} ms are one inverse transform of every limb (three forward and inverse ones "
+        "take {transforms} ms), the packing ({pack} ms), and the errors with their keystream.",
         {
             "whole": here.get((OURS_COMMON, "encrypt")),
-            "keystream": parts.get("keystream"),
             "transforms": parts.get("three transforms"),
+            "pack": parts.get("pack"),
         },
     )
     expanding = told(

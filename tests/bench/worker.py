@@ -104,6 +104,8 @@ class Worker:
             JAX_PLATFORMS="cpu",
             JAX_NUM_CPU_DEVICES="1",
         )
+        # Programs are compiled for a number of threads, which a cache of them does not tell apart.
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._name = script.stem
         self._process = subprocess.Popen(
             [str(python), str(script)],
