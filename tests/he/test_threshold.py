@@ -204,7 +204,6 @@ def test_all_of_n_and_a_trusted_aggregators_sum():
         made.holders[0].witness_total(1, MODEL, other, list(SIGNERS))
 
 
-@pytest.mark.skipif(not hasattr(rlwe, "switch_modulus"), reason="no modulus switching")
 def test_ciphertexts_that_drop_a_prime_open_exactly():
     made = Round(3, 4, dim=40_000, parameters="rlwe-8192-212")
     assert made.plan.packing.transport.name == "rlwe-8192-196"
