@@ -6,7 +6,7 @@ no client's own value wraps around the ring, a lane's sum is then the sum of the
 a constant, and tells whoever opens it no more than that sum.
 
 Lanes, ring degree and primes are chosen together: :func:`plan_packing` tries the named parameter
-sets and takes the one with the smallest product of bytes a message and residues to transform.
+sets and takes the one with the smallest product of bytes a message and work.
 """
 
 from __future__ import annotations
@@ -156,8 +156,9 @@ class Packing:
 
     @property
     def work(self) -> int:
-        """Residues that one client's encryption transforms: what its time goes with."""
-        return self.params.ring_degree * self.params.num_limbs * self.num_polynomials
+        """N log2(N) times limbs and polynomials: what the time of one encryption goes with."""
+        degree = self.params.ring_degree
+        return degree * degree.bit_length() * self.params.num_limbs * self.num_polynomials
 
     def explain(self) -> str:
         """The plan in words, one fact a line."""
@@ -197,7 +198,7 @@ class Packing:
         if not others:
             return "No other named set holds these sums."
         sizes = ", ".join(f"{name} {size / self.dim:.2f}" for size, name in others[:3])
-        why = "It has the smallest product of bytes and residues to transform. "
+        why = "It has the smallest product of bytes and work. "
         best = min(plans, key=_cost)
         return f"{why if self == best else ''}Bytes a value under other sets: {sizes}."
 
@@ -218,7 +219,7 @@ def plan_packing(
 
     Within one set the fewest polynomials are taken, then the fewest lanes that give them; bits that
     are left over go to the noise, up to its worst case. Among sets, the smallest product of bytes
-    a message and residues to transform (:attr:`Packing.work`) wins.
+    a message and :attr:`Packing.work` wins.
 
     Args:
         parameters: name of a parameter set, for example ``"rlwe-4096-90"``; None chooses one.

@@ -25,17 +25,17 @@ ERROR_VARIANCE = ERROR_BITS / 2
 SECURITY_TABLES: Mapping[str, Mapping[int, int]] = MappingProxyType(
     {
         "HomomorphicEncryption.org security standard 2018, table 1": MappingProxyType(
-            {1024: 27, 2048: 54, 4096: 109, 8192: 218}
+            {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438}
         ),
         "security guidelines of Bossuat et al., ePrint 2024/463": MappingProxyType(
-            {1024: 26, 2048: 53, 4096: 106, 8192: 214}
+            {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430}
         ),
     }
 )
 MAX_LOG2_MODULUS: Mapping[int, int] = MappingProxyType(
     {
         degree: min(table[degree] for table in SECURITY_TABLES.values())
-        for degree in (1024, 2048, 4096, 8192)
+        for degree in (1024, 2048, 4096, 8192, 16384)
     }
 )
 SECURITY_SOURCE = " and ".join(SECURITY_TABLES) + ", ternary secret, classical"
@@ -145,6 +145,10 @@ _PRIMES_8192_28 = (
     268042241,
     267943937,
 )
+_PRIMES_16384 = (
+    1073643521, 1073479681, 536641537, 536608769, 536543233, 536215553, 535920641,
+    535756801, 535461889, 535232513, 534970369, 534478849, 534085633, 533790721,
+)
 _PRIMES: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType(
     {
         "rlwe-1024-26": (1024, (67104769,)),
@@ -160,10 +164,16 @@ _PRIMES: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType(
         "rlwe-8192-210": (8192, _PRIMES_8192_30),
         "rlwe-8192-212": (8192, (*_PRIMES_8192_28, 65537)),
         "rlwe-8192-213": (8192, (*_PRIMES_8192_29[:1], *_PRIMES_8192_28[:6], 65537)),
+        "rlwe-16384-408": (16384, _PRIMES_16384),
+        "rlwe-16384-424": (16384, (*_PRIMES_16384, 65537)),
     }
 )
 _TRANSPORT: Mapping[str, str] = MappingProxyType(
-    {"rlwe-8192-212": "rlwe-8192-196", "rlwe-8192-213": "rlwe-8192-197"}
+    {
+        "rlwe-8192-212": "rlwe-8192-196",
+        "rlwe-8192-213": "rlwe-8192-197",
+        "rlwe-16384-424": "rlwe-16384-408",
+    }
 )
 
 #: The names that :func:`parameters` knows.
