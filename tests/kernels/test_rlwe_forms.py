@@ -74,7 +74,7 @@ def test_clients_on_two_devices_equal_one_device():
     _, public = key_pair(params, rng)
     message = rlwe.encode(params, cases.BLOCK_CASES[0].encoding, words(rng, (1, 4096, 38)) >> 12)
     fresh = words(rng, (5, 4096, 38))
-    mesh = jax.make_mesh((2,), ("client",), devices=jax.devices()[:2])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("client",))
 
     def encrypt(key, message, fresh):
         return rlwe.encrypt(params, key, message, fresh.reshape(-1))
