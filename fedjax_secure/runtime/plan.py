@@ -17,10 +17,14 @@ from ..core import ParameterError, chain
 from .federation import Federation
 
 ModelName = Literal["logistic_regression", "mlp"]
-Encryption = Literal["lattice", "openfhe", "off"]
+Encryption = Literal["lattice", "threshold", "openfhe", "off"]
 
 _RING_BITS = 24
 _SLACK = 1e-9  # above what the noise of summed integer shares adds to epsilon in a round
+# As code, and what the code makes.
+_SCHEMES = {"lattice": ("public_key()", lambda: he.public_key()),
+            "threshold": ("threshold(2, 3)", lambda: he.threshold(2, 3)),
+            "openfhe": ("openfhe_bgv()", lambda: he.openfhe_bgv())}
 _CHOICES = {"model": get_args(ModelName),
             "encryption": get_args(Encryption)}
 
@@ -39,7 +43,8 @@ class FederationPlan:
         expected_batch: how many records take part in a round on average, over all clients.
         l2_bound: the norm to which each record's gradient is clipped.
         learning_rate: of the server's optimiser (SGD with momentum 0.9).
-        encryption: ``"lattice"`` (our kernels), ``"openfhe"`` or ``"off"``.
+        encryption: ``"lattice"`` (our kernels, one key holder), ``"threshold"`` (our kernels, any
+            two of three share holders), ``"openfhe"`` or ``"off"``.
         private: False trains without clipping or noise, for comparison.
         seed: None for fresh secrets; a number for a simulation that repeats exactly.
         own_budget: the run opens a budget of its own, kept in its folder, instead of the data's
@@ -163,8 +168,7 @@ class FederationPlan:
             stages.append(privacy.discrete_gaussian(self.noise_multiplier(dataset),
                                                     missing_shares=self.missing_shares))
         if self.encryption != "off":
-            scheme = he.openfhe_bgv() if self.encryption == "openfhe" else he.public_key()
-            stages.append(he.encrypt(scheme))
+            stages.append(he.encrypt(_SCHEMES[self.encryption][1]()))
         federation = Federation(
             model, dataset, algorithms.fed_sgd(optax.sgd(self.learning_rate, momentum=0.9)),
             chain(*stages), selection=selection.poisson_records(self.sampling_rate(dataset)),
@@ -201,8 +205,7 @@ class FederationPlan:
             stages.append("fs.privacy.discrete_gaussian(noise, missing_shares="
                           f"{self.missing_shares}),")
         if self.encryption != "off":
-            scheme = "openfhe_bgv" if self.encryption == "openfhe" else "public_key"
-            stages.append(f"fs.he.encrypt(fs.he.{scheme}()),")
+            stages.append(f"fs.he.encrypt(fs.he.{_SCHEMES[self.encryption][0]}),")
         lines = ["import optax", "import fedjax_secure as fs", "",
                  self._data_code(), f"model = {model}",
                  f"rate = {self.expected_batch} / len(data.y)"]

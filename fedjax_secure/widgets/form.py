@@ -17,7 +17,8 @@ from ..runtime.plan import Encryption, ModelName
 _ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 _NAMES = {
     "heart_disease": "Heart disease, 4 hospitals", "logistic_regression": "Logistic regression",
-    "mlp": "Multilayer perceptron", "lattice": "Lattice, public key", "openfhe": "OpenFHE, BGV",
+    "mlp": "Multilayer perceptron", "lattice": "Lattice, one key holder",
+    "threshold": "Lattice, 2 of 3 holders", "openfhe": "OpenFHE, BGV",
     "off": "Off",
 }
 

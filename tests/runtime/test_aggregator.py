@@ -1,4 +1,4 @@
-"""Who adds up: openers that make the sum themselves, in chunks, or an aggregator that is trusted."""
+"""Who adds up: openers that make the sum themselves, in chunks, or a trusted aggregator."""
 
 from __future__ import annotations
 

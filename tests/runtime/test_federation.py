@@ -348,7 +348,7 @@ def test_privacy_learns_almost_as_well_as_no_privacy():
     assert list(table["client"]) == [*data.clients, "all"]
 
 
-@pytest.mark.parametrize("encryption", ["lattice", "off"])
+@pytest.mark.parametrize("encryption", ["lattice", "threshold", "off"])
 @pytest.mark.parametrize("model", ["logistic_regression", "mlp"])
 def test_the_plans_code_does_what_the_plan_does(tmp_path, monkeypatch, model, encryption):
     plan = _plan(rounds=1, model=model, encryption=encryption)
@@ -365,7 +365,8 @@ def test_the_plans_code_does_what_the_plan_does(tmp_path, monkeypatch, model, en
     ({"target_epsilon": -1.0}, "`target_epsilon` needs a number from"),
     ({"target_epsilon": float("nan")}, "`target_epsilon`"), ({"dp_delta": 0.5}, "`dp_delta`"),
     ({"data": "titanic"}, "one of heart_disease"), ({"model": "cnn"}, "`model`"),
-    ({"encryption": "rot13"}, "lattice, openfhe, off"), ({"private": "yes"}, "True or False"),
+    ({"encryption": "rot13"}, "lattice, threshold, openfhe, off"),
+    ({"private": "yes"}, "True or False"),
     ({"seed": -3}, "`seed`"), ({"expected_batch": True}, "`expected_batch`"),
 ])
 def test_a_plan_refuses_bad_settings_by_name(changes, words):

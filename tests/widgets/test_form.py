@@ -18,7 +18,8 @@ PLANS = st.builds(
     model=st.sampled_from(["logistic_regression", "mlp"]), rounds=st.integers(1, 500),
     target_epsilon=st.floats(0.01, 50), dp_delta=st.floats(1e-9, 1e-3),
     expected_batch=st.integers(1, 700), l2_bound=st.floats(1e-3, 1e3),
-    learning_rate=st.floats(1e-4, 10), encryption=st.sampled_from(["lattice", "openfhe", "off"]),
+    learning_rate=st.floats(1e-4, 10),
+    encryption=st.sampled_from(["lattice", "threshold", "openfhe", "off"]),
     private=st.booleans(), seed=st.none() | st.integers(0, 2**64 - 1), own_budget=st.booleans(),
     missing_shares=st.integers(0, 3))
 
