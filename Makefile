@@ -12,7 +12,7 @@ FAST := not slow and not browser and not network and not gpu_compile
 export PYTHONPATH :=
 JOBS := 2
 
-.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he
+.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he gpu-compile bench-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
@@ -48,6 +48,13 @@ lab: ## JupyterLab in the notebooks folder; ARGS="--no-browser --allow-root" pas
 
 openfhe: setup ## try again to make OpenFHE's environment
 	@$(VENV)/python scripts/openfhe_env.py
+
+bench-kernels: setup ## the kernels on this machine, into docs/benchmarks
+	@PYTHONPATH=kernels $(VENV)/python -m fedjax_kernels.bench --write docs/benchmarks
+
+gpu-compile: setup-dev ## compile the GPU kernels, without a GPU, into docs/benchmarks; ARGS="--only ntt"
+	@"$$(scripts/find_python.sh)" scripts/gpu_compile.py $(ARGS)
+	@$(VENV)/python -m pytest -q -n 0 -m gpu_compile tests/kernels
 
 bench-he: setup-dev ## encryption beside OpenFHE and TenSEAL, into docs/benchmarks; ARGS=--quick
 	@$(VENV)/python tests/bench/bench_he.py $(ARGS)
