@@ -6,6 +6,10 @@ fills fresh memory with a pattern, so that equality also says that nothing unwri
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +138,25 @@ def test_refusals():
     large = modular.Moduli(modular.ntt_primes(16384, 30), 16384)
     with pytest.raises(ValueError, match="from 8 to 8192, got 16384"):
         ntt.forward(np.zeros((1, 16384, 1), np.uint32), large, **INTERPRET)
+
+
+RACE = """
+import numpy as np
+from fedjax_kernels import modular, mosaic, ntt
+mosaic.meet = lambda barrier: None
+moduli = modular.Moduli(modular.ntt_primes(16, 30), 16)
+ntt.forward(np.zeros((1, 16, 1), np.uint32), moduli, implementation="pallas_interpret")
+"""
+
+
+def test_a_missing_barrier_is_found():
+    """The interpreter's race detection is on: without its barriers the transform is refused."""
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", RACE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode != 0
+    assert "race" in done.stderr.lower()

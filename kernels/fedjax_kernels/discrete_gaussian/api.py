@@ -16,7 +16,7 @@ from fedjax_kernels.discrete_gaussian.table import WORDS_PER_DRAW, Table
 Implementation = Literal["xla", "pallas", "pallas_interpret", "reference"]
 
 #: Tables with more thresholds are searched faster by XLA than compared in full by the GPU kernel.
-MAX_GPU_MAGNITUDE = 4096
+MAX_GPU_MAGNITUDE = 1024
 
 
 def sample(

@@ -6,7 +6,7 @@ a warp wait for the slowest. Here all threads read the same threshold at the sam
 memory, and add up 127-bit comparisons, four draws a thread: the work, the addresses and the time
 are the same for all words. It is linear in the table, about 13 sigma thresholds of some ten
 instructions, so a wide distribution is better served by the search of `discrete_gaussian.xla`,
-which `implementation=None` takes for more than 4,096 thresholds.
+which `implementation=None` takes for more than 1,024 thresholds.
 
 The table passes through shared memory in parts of 128 thresholds (2 KiB), each warpgroup of four
 copying one of the four words.

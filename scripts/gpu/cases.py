@@ -1,0 +1,130 @@
+"""What is compiled: the GPU kernels and the XLA versions of the same operations, with shapes.
+
+One update of 1,048,576 numbers is the work of every case; the encryption takes it as three lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_kernels import discrete_gaussian, rlwe
+from fedjax_kernels.chacha import pallas as chacha_pallas
+from fedjax_kernels.chacha import xla as chacha_xla
+from fedjax_kernels.discrete_gaussian import pallas as gaussian_pallas
+from fedjax_kernels.discrete_gaussian import xla as gaussian_xla
+from fedjax_kernels.modular import Moduli, ntt_primes
+from fedjax_kernels.modular import pallas as modular_pallas
+from fedjax_kernels.modular import xla as modular_xla
+from fedjax_kernels.ntt import pallas as ntt_pallas
+from fedjax_kernels.ntt import xla as ntt_xla
+from fedjax_kernels.rlwe import pallas as rlwe_pallas
+from fedjax_kernels.rlwe import xla as rlwe_xla
+
+NUMBERS = 1 << 20
+PARAMETERS, LANES = "rlwe-4096-97", 3
+
+
+class Case(NamedTuple):
+    """One operation: the same arguments for both implementations; None where there is only one."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    pallas: Callable[..., Any] | None
+    xla: Callable[..., Any] | None
+
+
+def _words(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.uint32)
+
+
+def _modular() -> list[Case]:
+    moduli = Moduli(ntt_primes(4096, 30, 1), 4096)
+    a = _words(1, 4096, NUMBERS // 4096)
+    many = _words(16, 1, 4096, NUMBERS // 4096)
+    return [
+        Case(
+            "modular.mul, 1 prime",
+            (a, a),
+            lambda a, b: modular_pallas.mul(a, b, moduli=moduli),
+            lambda a, b: modular_xla.mul(a, b, moduli=moduli),
+        ),
+        Case(
+            "modular.sum_residues of 16, 1 prime",
+            (many,),
+            lambda a: modular_pallas.sum_residues(a, moduli=moduli),
+            lambda a: modular_xla.sum_residues(a, moduli=moduli),
+        ),
+    ]
+
+
+def _transforms() -> list[Case]:
+    cases = []
+    for degree in (1024, 2048, 4096, 8192):
+        moduli = Moduli(ntt_primes(degree, 30, 1), degree)
+        x = _words(1, degree, NUMBERS // degree)
+        for name in ("forward", "inverse"):
+            versions = [
+                partial(getattr(module, name), moduli=moduli) for module in (ntt_pallas, ntt_xla)
+            ]
+            with_xla = versions[1] if degree == 4096 else None
+            cases.append(Case(f"ntt.{name}, N={degree}, 1 prime", (x,), versions[0], with_xla))
+    return cases
+
+
+def _random() -> list[Case]:
+    table = discrete_gaussian.table(10.0)
+    size = table.max_magnitude
+    return [
+        Case(
+            "chacha.keystream, 1,048,576 words",
+            (_words(8), _words(3), _words()),
+            lambda k, n, c: chacha_pallas.keystream(k, n, c, num_words=NUMBERS),
+            lambda k, n, c: chacha_xla.keystream(k, n, c, num_words=NUMBERS),
+        ),
+        Case(
+            "discrete_gaussian.sample, sigma 10, 1,048,576 draws",
+            (_words(*table.thresholds.shape), _words(4, NUMBERS)),
+            lambda t, w: gaussian_pallas.sample(t, w, max_magnitude=size),
+            gaussian_xla.sample,
+        ),
+    ]
+
+
+def _encryption() -> list[Case]:
+    params = rlwe.parameters(PARAMETERS)
+    limbs, degree = params.num_limbs, params.ring_degree
+    code = rlwe.Encoding(lane_bits=26, num_lanes=LANES, noise_bits=16)
+    batch = -(-NUMBERS // (LANES * degree) // 8) * 8
+    poly = _words(limbs, degree, 1)
+    public, secret = rlwe.PublicKey(poly, poly), rlwe.SecretKey(poly)
+
+    def separate(public, lanes, key, nonce):
+        count = rlwe.words_needed(params, lanes.shape[-1])
+        words = chacha_xla.keystream(key, nonce, jnp.uint32(0), num_words=count)
+        message = rlwe_xla.encode(lanes, params=params, encoding=code)
+        return rlwe_xla.encrypt(public, message, words, params=params)
+
+    return [
+        Case(
+            f"rlwe.encrypt_lanes, {PARAMETERS}, {LANES} lanes, batch {batch}",
+            (public, _words(LANES, degree, batch), _words(8), _words(3)),
+            lambda p, x, k, n: rlwe_pallas.encrypt_lanes(p, x, k, n, params=params, encoding=code),
+            separate,
+        ),
+        Case(
+            f"rlwe.phase, {PARAMETERS}, batch {batch}",
+            (secret, _words(2, limbs, degree, batch)),
+            lambda s, c: rlwe_pallas.phase(s, c, params=params),
+            lambda s, c: rlwe_xla.phase(s, c, params=params),
+        ),
+    ]
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    return [*_modular(), *_transforms(), *_random(), *_encryption()]
