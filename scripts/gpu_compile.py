@@ -131,6 +131,17 @@ def table(found: dict) -> list[str]:
     return lines
 
 
+def spills(found: dict) -> str:
+    """A sentence on what spills."""
+    xla = [row for row in found["rows"] if row["spill_bytes"] and row["implementation"] == "XLA"]
+    parts = [
+        f"{row['case']} on {row['target'].upper()} ({row['spill_bytes']} bytes)" for row in xla
+    ]
+    ours = any(row["spill_bytes"] for row in found["rows"] if row not in xla)
+    first = "A Mosaic GPU kernel spills." if ours else "No Mosaic GPU kernel spills."
+    return f"{first} Of XLA's own code generation, what spills is: {', '.join(parts) or 'nothing'}."
+
+
 def page(found: dict) -> str:
     """The page of the docs."""
     targets = "\n".join(
@@ -143,8 +154,10 @@ def page(found: dict) -> str:
 
 No figure on this page was measured on a GPU. `make gpu-compile` compiles each kernel to machine
 code and writes what the compilers report: registers, spilled bytes and shared memory. The times
-are a **roofline estimate**: no run can be faster than the memory time or, at the stated rates,
-the integer time; how near a run comes to them is not known until one is made.
+are a **roofline estimate**. No run is faster than the memory time. The integer time is that of the
+counted instructions at the stated rate: the machine does some pairs in one instruction, and the
+upper half of a product may take two issue slots, so it can err either way. How near a run comes to
+either is not known until one is made.
 
 {chr(10).join(table(found))}
 
@@ -154,12 +167,13 @@ How to read it:
   read and write between them ("loops": the program has loops, and no estimate is made).
 - *Multiplies, other*: 32-bit integer instructions, counted in the program with its loops and its
   grid, blocks padded to full size included. Address arithmetic, loads, stores and numbers that
-  all threads share are not counted; pairs that the machine does in one instruction are counted
-  as two. The upper half of a product counts as one multiplication.
+  all threads share are not counted. The upper half of a product counts as one multiplication, a
+  rotation as one instruction.
 - *Memory us*: bytes over the bandwidth. *Integer us*: all counted instructions over
   {INTEGER_LANES} a clock and multiprocessor (CUDA C++ Programming Guide, "Arithmetic Instructions",
   throughput of 32-bit integer add and multiply at compute capability 8.0 and 9.0).
 - Registers and shared memory of XLA's versions are the largest of their kernels; spills are summed.
+- {spills(found)}
 - Mosaic GPU kernels need compute capability 9.0; the XLA versions serve 8.0 and everything else.
 
 {targets}

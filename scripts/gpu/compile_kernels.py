@@ -37,6 +37,7 @@ import nvidia.cuda_nvcc  # noqa: E402
 from cases import Case, cases  # noqa: E402
 from jax._src.mesh import AbstractDevice  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
+from jax.extend.core import Var  # noqa: E402
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 PTXAS = Path(next(iter(nvidia.cuda_nvcc.__path__))) / "bin" / "ptxas"
@@ -96,10 +97,12 @@ def inner_jaxprs(equation: Any) -> list[Any]:
 def count(jaxpr: Any, times: int = 1) -> collections.Counter:
     """Integer instructions on arrays: multiplications, and all others.
 
-    The upper half of a product counts as one multiplication; numbers that all threads share count
-    as nothing, as they take one instruction for a whole warp or more.
+    The upper half of a product counts as one multiplication, and a rotation by its two shifts as
+    one instruction; numbers that all threads share count as nothing, as they take one instruction
+    for a whole warp or more.
     """
     total: collections.Counter = collections.Counter()
+    shifted = {}  # what was shifted, by the result
     for equation in jaxpr.eqns:
         name, out = equation.primitive.name, equation.outvars[0].aval if equation.outvars else None
         size = math.prod(getattr(out, "shape", ()) or (1,))
@@ -108,6 +111,11 @@ def count(jaxpr: Any, times: int = 1) -> collections.Counter:
             total["multiplies"] += size * times
         elif size > 1 and name in OTHER and not wide:
             total["others"] += size * times
+            if name in ("shift_left", "shift_right_logical"):
+                shifted[equation.outvars[0]] = equation.invars[0]
+            operands = [shifted.get(v) for v in equation.invars if isinstance(v, Var)]
+            if name == "or" and len(operands) == 2 and operands[0] is operands[1] is not None:
+                total["others"] -= 2 * size * times
         again = times * (equation.params["length"] if name == "scan" else 1)
         if name == "mpmd_map":
             mesh = equation.params["meshes"][0]
