@@ -231,6 +231,11 @@ class Opener(Protocol):
         """Open a sum that a trusted aggregator made."""
         ...
 
+    @property
+    def rounds_left(self) -> int | None:
+        """How many more rounds can be opened with this key; None for any number."""
+        ...
+
     def opened(self, round: int) -> Opened | None:
         """The stored result of a round, or None."""
         ...
@@ -403,6 +408,11 @@ class OnceOpener:
                 yield
             finally:
                 os.close(folder)
+
+    @property
+    def rounds_left(self) -> int | None:
+        """How many more rounds can be opened with this key; None for any number."""
+        return None
 
     def opened(self, round: int) -> Opened | None:
         """The stored result of a round, or None if it has not been opened."""

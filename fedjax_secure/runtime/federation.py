@@ -291,6 +291,7 @@ class Federation:
 
         Raises:
             BudgetError: the budget does not hold all these rounds; nothing has run then.
+            SpecError: the key does not open so many rounds; nothing has run then.
             UpdateError: a client's update is not finite; earlier rounds are kept.
             OpeningError, LedgerError, PartyError: the round could not be finished; it can be
                 resumed.
@@ -305,6 +306,14 @@ class Federation:
             ahead = sum(number not in spent for number in range(finished + 1, rounds + 1))
             if ahead:
                 self.budget.check(self.spend, ahead)
+        assert self._opener is not None
+        # A round that was interrupted may have been answered already, and is answered alike again.
+        begun = self._journal.sent(finished + 1) is not None
+        left, ahead = self._opener.rounds_left, rounds - finished - begun
+        if left is not None and ahead > left:
+            raise SpecError(
+                "run", need=f"a key that opens {ahead} more rounds", found=f"one that opens {left}",
+                fix="Plan for more: fs.he.threshold(t, n, max_openings=...), or begin a new run.")
         return self._rounds(state, rounds)
 
     def _require_last(self, state: RoundState) -> int:

@@ -30,7 +30,7 @@ import workload
 from report import Row
 
 import fedjax_secure as fs
-from fedjax_kernels import rlwe
+from fedjax_kernels import modular, rlwe
 from fedjax_secure.core import Setting, Signer, Spec, source
 from fedjax_secure.core.randomness import Stream, device_keys
 from fedjax_secure.he.packing import Packing, plan_packing
@@ -125,11 +125,10 @@ class CommonA(Round):
             None, dim=model.dim, modulus=1 << BITS, max_summands=clients, noise=SecretKeyNoise()
         )
         params = self.packing.params
-        count = rlwe.key_words_needed(params)
 
         @jax.jit
         def secret(key):
-            return rlwe.generate_key(params, Stream(key, 0).words(count))[0]
+            return rlwe.generate_secret(params, Stream(key, 0).words(2 * params.ring_degree))
 
         made = [secret(device_keys([os.urandom(32)])[0]) for _ in self.everyone]
         self.secrets = jax.tree.map(lambda *parts: jnp.stack(parts), *made)
@@ -175,8 +174,6 @@ class CommonA(Round):
         return rlwe.encrypt_secret(params, secret, message, states["a"], words), finite
 
     def _add(self, states: Any, one: Any, other: Any) -> Any:
-        from fedjax_kernels import modular
-
         return modular.add(one, other, self.packing.params.moduli)
 
     def open(self, total: Any) -> Any:
@@ -185,8 +182,6 @@ class CommonA(Round):
 
 
 def _sum_residues(stacked: Any, *, params: Any) -> Any:
-    from fedjax_kernels import modular
-
     return modular.sum_residues(stacked, params.moduli)
 
 

@@ -164,6 +164,23 @@ def test_refusals(tmp_path, options, message):
         federation(tmp_path, **options)
 
 
+def test_a_key_that_opens_fewer_rounds_is_refused_before_the_first(tmp_path):
+    scheme = fs.he.threshold(2, 2, max_openings=2)
+    chain = fs.chain(fs.privacy.clip(1.0, unit="record"), fs.privacy.quantise(bits=24),
+                     fs.he.encrypt(scheme))
+    with fs.Federation(
+            fs.models.logistic_regression(DATA), DATA, fs.algorithms.fed_sgd(optax.sgd(0.5)), chain,
+            folder=tmp_path, seed=1) as run:
+        state = run.init()
+        with pytest.raises(SpecError, match="opens 3 more rounds, got one that opens 2"):
+            run.run(state, rounds=3)
+        for state, _ in run.run(state, rounds=2):
+            pass
+        assert run._opener.rounds_left == 0
+        with pytest.raises(SpecError, match="opens 1 more rounds"):
+            run.run(state, rounds=3)
+
+
 def test_a_ledger_needs_each_clients_message(tmp_path):
     ledger = fs.ledger.embedded(tmp_path / "ledger.log")
     with pytest.raises(SpecError, match="to record on the ledger"):

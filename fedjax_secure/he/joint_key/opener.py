@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,6 +75,13 @@ class ThresholdOpener(OnceOpener):
             ),
             on_close=self._close_holders,
         )
+
+    @property
+    def rounds_left(self) -> int:
+        """How many more rounds the holders that are there may answer with this key."""
+        left = sorted((h.openings_left for h in self.holders if not h.closed), reverse=True)
+        answers = math.comb(self.plan.answering - 1, self.plan.openings.threshold - 1)
+        return left[min(self.plan.answering, len(left)) - 1] // answers
 
     def open(self, round: int, model_digest: bytes, submissions: Sequence[Submission]) -> Opened:
         """Check the submissions, have holders check them, open the sum, and store it.

@@ -54,8 +54,12 @@ def flood_words_needed(params: Parameters, flooding: Flooding, batch: int) -> in
 
 
 def mask_words_needed(params: Parameters, batch: int) -> int:
-    """How many random words, shared by two holders, :func:`mask` takes: 3 L N batch."""
-    return 3 * params.num_limbs * params.ring_degree * batch
+    """How many random words, shared by two holders, :func:`mask` takes: 4 L N batch.
+
+    A residue of 128 bits modulo q is within 2^-98 of uniform: a million of them in each of a
+    thousand openings together are within 2^-68.
+    """
+    return 4 * params.num_limbs * params.ring_degree * batch
 
 
 def _check_words(where: str, words: Any, count: int) -> None:

@@ -64,7 +64,7 @@ def partially_decrypt(key_share, coefficient, second, flood, *, params):
 
 
 def mask(partial, words, *, params, negative):
-    wide = np.asarray(words).reshape(3, *np.shape(partial))
+    wide = np.asarray(words).reshape(4, *np.shape(partial))
     uniform = modular.reduce_words(wide, moduli=params.moduli)
     operation = modular.sub if negative else modular.add
     return operation(partial, uniform, moduli=params.moduli)

@@ -91,7 +91,7 @@ def partially_decrypt(key_share, coefficient, second, flood, *, params):
 
 @partial(jax.jit, static_argnames=("params", "negative"))
 def mask(partial, words, *, params, negative):
-    wide = words.reshape(3, *partial.shape)
+    wide = words.reshape(4, *partial.shape)
     uniform = modular.reduce_words(wide, moduli=params.moduli)
     operation = modular.sub if negative else modular.add
     return operation(partial, uniform, moduli=params.moduli)
