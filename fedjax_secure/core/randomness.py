@@ -146,7 +146,10 @@ class Stream(NamedTuple):
     stage: int
     slot: jax.Array | int = 0
 
+    def nonce(self, draw: int = 0) -> jax.Array:
+        """``uint32 [3]``, for a kernel that expands the key itself; stands for one draw."""
+        return jnp.stack([jnp.asarray(w, jnp.uint32) for w in (self.stage, self.slot, draw)])
+
     def words(self, num_words: int, *, draw: int = 0) -> jax.Array:
         """``uint32 [num_words]`` of keystream; each ``draw`` number is to be used once."""
-        nonce = jnp.stack([jnp.asarray(w, jnp.uint32) for w in (self.stage, self.slot, draw)])
-        return chacha.keystream(self.key, nonce, num_words)
+        return chacha.keystream(self.key, self.nonce(draw), num_words)

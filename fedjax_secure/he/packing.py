@@ -127,8 +127,21 @@ class Packing:
         bits = sum(q.bit_length() for q in self.transport.moduli.primes)
         return 2 * self.params.ring_degree * self.num_polynomials * bits // 8
 
+    def lanes(self, values: jax.Array) -> jax.Array:
+        """Ring elements side by side, as the kernels encrypt them; pure and jittable.
+
+        Args:
+            values: uint32 [dim], each below ``2**ring_bits``.
+
+        Returns:
+            uint32 [lane, N, polynomial].
+        """
+        shape = (self.encoding.num_lanes, self.params.ring_degree, self.num_polynomials)
+        padded = jnp.pad(jnp.asarray(values), (0, math.prod(shape) - self.dim)).reshape(shape)
+        return (padded + np.uint32(1 << (self.ring_bits - 1))) & np.uint32(self._mask)
+
     def pack(self, values: jax.Array) -> jax.Array:
-        """Ring elements to the residues that are encrypted; pure and jittable.
+        """Ring elements to the residues of scaled coefficients; pure and jittable.
 
         Args:
             values: uint32 [dim], each below ``2**ring_bits``.
@@ -136,10 +149,7 @@ class Packing:
         Returns:
             uint32 [limb, N, polynomial].
         """
-        shape = (self.encoding.num_lanes, self.params.ring_degree, self.num_polynomials)
-        padded = jnp.pad(jnp.asarray(values), (0, math.prod(shape) - self.dim)).reshape(shape)
-        shifted = (padded + np.uint32(1 << (self.ring_bits - 1))) & np.uint32(self._mask)
-        return rlwe.encode(self.params, self.encoding, shifted)
+        return rlwe.encode(self.params, self.encoding, self.lanes(values))
 
     def unpack(self, lanes: np.ndarray, num_summands: int) -> np.ndarray:
         """The lanes' sums of some summands to ring elements.

@@ -51,9 +51,10 @@ class PublicKeyScheme:
 
     def encrypt(self, plan: Packing, keys: Any, stream: Stream, value: jax.Array) -> jax.Array:
         """Encrypt uint32 [dim] ring elements to uint32 [2, limb, N, polynomial], as they travel."""
-        params = plan.params
-        words = stream.words(rlwe.words_needed(params, plan.num_polynomials))
-        fresh = rlwe.encrypt(params, keys["public_key"], plan.pack(value), words)
+        params, lanes = plan.params, plan.lanes(value)
+        fresh = rlwe.encrypt_lanes(
+            params, keys["public_key"], plan.encoding, lanes, stream.key, stream.nonce()
+        )
         return fresh if plan.transport is params else rlwe.switch_modulus(params, fresh)
 
     def add(self, plan: Packing, keys: Any, one: jax.Array, other: jax.Array) -> jax.Array:
