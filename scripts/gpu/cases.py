@@ -1,6 +1,7 @@
 """What is compiled: the GPU kernels and the XLA versions of the same operations, with shapes.
 
-One update of 1,048,576 numbers is the work of every case; the encryption takes it as three lanes.
+One update of 1,048,576 numbers is the work of every case; the encryption takes several of them in
+a coefficient, as lanes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from fedjax_kernels.modular import pallas as modular_pallas
 from fedjax_kernels.modular import xla as modular_xla
 from fedjax_kernels.ntt import pallas as ntt_pallas
 from fedjax_kernels.ntt import xla as ntt_xla
+from fedjax_kernels.ntt.pallas import plan
 from fedjax_kernels.rlwe import pallas as rlwe_pallas
 from fedjax_kernels.rlwe import xla as rlwe_xla
 
 NUMBERS = 1 << 20
-PARAMETERS, LANES = "rlwe-4096-97", 3
 
 
 class Case(NamedTuple):
@@ -95,11 +96,13 @@ def _random() -> list[Case]:
     ]
 
 
-def _encryption() -> list[Case]:
-    params = rlwe.parameters(PARAMETERS)
+def _encryption(name: str, num_lanes: int, noise_bits: int, with_xla: bool) -> list[Case]:
+    params = rlwe.parameters(name)
     limbs, degree = params.num_limbs, params.ring_degree
-    code = rlwe.Encoding(lane_bits=26, num_lanes=LANES, noise_bits=16)
-    batch = -(-NUMBERS // (LANES * degree) // 8) * 8
+    code = rlwe.Encoding(lane_bits=26, num_lanes=num_lanes, noise_bits=noise_bits)
+    code.check(params)
+    batch = -(-NUMBERS // (num_lanes * degree) // 4) * 4
+    batch += -batch % plan(degree).columns
     poly = _words(limbs, degree, 1)
     public, secret = rlwe.PublicKey(poly, poly), rlwe.SecretKey(poly)
 
@@ -111,20 +114,30 @@ def _encryption() -> list[Case]:
 
     return [
         Case(
-            f"rlwe.encrypt_lanes, {PARAMETERS}, {LANES} lanes, batch {batch}",
-            (public, _words(LANES, degree, batch), _words(8), _words(3)),
-            lambda p, x, k, n: rlwe_pallas.encrypt_lanes(p, x, k, n, params=params, encoding=code),
-            separate,
+            f"rlwe.encrypt_lanes, {name}, {num_lanes} lanes, batch {batch}",
+            (public, _words(num_lanes, degree, batch), _words(8), _words(3)),
+            partial(_fused, params=params, encoding=code),
+            separate if with_xla else None,
         ),
         Case(
-            f"rlwe.phase, {PARAMETERS}, batch {batch}",
+            f"rlwe.phase, {name}, batch {batch}",
             (secret, _words(2, limbs, degree, batch)),
-            lambda s, c: rlwe_pallas.phase(s, c, params=params),
-            lambda s, c: rlwe_xla.phase(s, c, params=params),
+            partial(rlwe_pallas.phase, params=params),
+            partial(rlwe_xla.phase, params=params) if with_xla else None,
         ),
     ]
 
 
+def _fused(public, lanes, key, nonce, *, params, encoding):
+    return rlwe_pallas.encrypt_lanes(public, lanes, key, nonce, params=params, encoding=encoding)
+
+
 def cases() -> list[Case]:
     """All of them."""
-    return [*_modular(), *_transforms(), *_random(), *_encryption()]
+    return [
+        *_modular(),
+        *_transforms(),
+        *_random(),
+        *_encryption("rlwe-4096-97", 3, 16, True),
+        *_encryption("rlwe-8192-212", 7, 13, False),
+    ]
