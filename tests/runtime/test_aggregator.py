@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import optax
 import pytest
@@ -130,7 +132,7 @@ def test_damaged_payloads_on_disk_are_not_sent(tmp_path, monkeypatch):
 @pytest.mark.parametrize("aggregator", ["untrusted", "semi-honest"])
 def test_values_that_are_not_finite_are_named_and_nothing_is_sent(tmp_path, aggregator):
     x = np.where(DATA.x == 0, np.float32(1e30), DATA.x)
-    data = fs.data.FederatedDataset(**{**vars(DATA), "x": x})
+    data = dataclasses.replace(DATA, x=x)
     run = fs.Federation(fs.models.logistic_regression(data), data, fs.algorithms.fed_avg(1e38),
                         fs.chain(), seed=1, aggregator=aggregator, folder=tmp_path)
     with run, pytest.raises(UpdateError, match="NaN or infinity from Cleveland"):
