@@ -12,7 +12,7 @@ FAST := not slow and not browser and not network and not gpu_compile
 export PYTHONPATH :=
 JOBS := 2
 
-.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he gpu-compile bench-kernels
+.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he bench-round gpu-compile bench-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ openfhe: setup ## try again to make OpenFHE's environment
 
 bench-kernels: setup ## the kernels on this machine, into docs/benchmarks
 	@PYTHONPATH=kernels $(VENV)/python -m fedjax_kernels.bench --write docs/benchmarks
+
+bench-round: setup ## a round of 1,000 clients x 209,662 parameters, encrypted and not; CLIENTS=100
+	@$(VENV)/python tests/bench/bench_round.py --clients $(or $(CLIENTS),1000)
 
 gpu-compile: setup-dev ## compile the GPU kernels, without a GPU, into docs/benchmarks; ARGS="--only ntt"
 	@"$$(scripts/find_python.sh)" scripts/gpu_compile.py $(ARGS)

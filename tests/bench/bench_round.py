@@ -3,16 +3,18 @@
     python tests/bench/bench_round.py                 50 clients a round, the MLP and the CNN
     python tests/bench/bench_round.py --clients 1000  1,000 clients x 209,662 parameters, end to end
 
-The first is what `make bench-he` runs beside the schemes. The second trains, encrypts, sums and
-opens a round of a thousand clients, once with a trusted aggregator and once with a key holder that
-checks every client's signed ciphertext, beside the same round without encryption.
+The first is what `make bench-he` runs beside the schemes. The second (`make bench-round`) trains,
+encrypts, sums and opens rounds of a thousand clients, with a trusted aggregator and with a key
+holder that checks every client's signed ciphertext, beside the same rounds without encryption.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
+import subprocess
 import sys
 import time
 from functools import partial
@@ -27,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import workload
-from report import Row
+from report import Row, versions_of, write
 
 import fedjax_secure as fs
 from fedjax_kernels import modular, rlwe
@@ -50,9 +52,7 @@ class SecretKeyNoise:
     def failure_log2(
         self, params: Any, num_summands: int, num_coefficients: int, noise_bits: int
     ) -> float:
-        return rlwe.failure_log2(
-            params, num_summands, num_coefficients, noise_bits, form="secret"
-        )
+        return rlwe.failure_log2(params, num_summands, num_coefficients, noise_bits, form="secret")
 
     def worst_case_bits(self, params: Any, num_summands: int) -> int:
         return rlwe.worst_case_noise(params, num_summands, form="secret").bit_length() + 1
@@ -80,9 +80,7 @@ class Round:
         )
         states, spec = self.aggregation.init(spec)
         roster = {name: Signer(os.urandom(32)).public_key for name in data.clients}
-        self.setting = Setting(
-            os.urandom(16), roster, clients, source(), aggregator="semi-honest"
-        )
+        self.setting = Setting(os.urandom(16), roster, clients, source(), aggregator="semi-honest")
         self.states, self.opener = self.aggregation.setup(states, spec, self.setting)
         self.indices = [data.rows(place) for place in range(clients)]
         self.everyone = tuple(range(clients))
@@ -142,9 +140,9 @@ class CommonA(Round):
             )
         )
         self.decrypt = jax.jit(
-            lambda total, a, secret: rlwe.decrypt_secret(
-                params, secret, total, a, self.packing.encoding
-            ).lanes
+            lambda total, a, secret: (
+                rlwe.decrypt_secret(params, secret, total, a, self.packing.encoding).lanes
+            )
         )
 
     @property
@@ -224,24 +222,87 @@ def measure(*, quick: bool = False) -> list[Row]:
     return rows
 
 
-def thousand(num_clients: int, rounds: int) -> None:
-    """Rounds of many clients through `fs.Federation`, each way in a process of its own."""
-    for aggregator, encrypted in (
-        ("semi-honest", False),
-        ("semi-honest", True),
-        ("untrusted", False),
-        ("untrusted", True),
-    ):
-        child = os.fork()
-        if child == 0:
-            _federation(num_clients, rounds, aggregator, encrypted)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            raise SystemExit(f"{aggregator}, encrypted={encrypted}: failed")
+#: Who adds up, and whether it is encrypted: each is measured in a process of its own.
+WAYS = (
+    ("semi-honest", False),
+    ("semi-honest", True),
+    ("untrusted", False),
+    ("untrusted", True),
+)
+SYSTEMS = {
+    ("semi-honest", False): "trusted aggregator, not encrypted",
+    ("semi-honest", True): "trusted aggregator, encrypted",
+    ("untrusted", False): "signed messages, not encrypted",
+    ("untrusted", True): "signed messages, encrypted",
+}
+FIGURES = {
+    "cpu_seconds": ("round", "s CPU"),
+    "seconds": ("round", "s"),
+    "peak_gib": ("peak memory", "GiB"),
+    "message_bytes": ("message", "bytes a client"),
+}
 
 
-def _federation(num_clients: int, rounds: int, aggregator: Any, encrypted: bool) -> None:
+def many(num_clients: int, rounds: int, folder: Path | None) -> None:
+    """Rounds of many clients through `fs.Federation`; writes the page "round".
+
+    The first round of each way compiles and is left out.
+    """
+    case, rows = "", []
+    for aggregator, encrypted in WAYS:
+        command = [
+            sys.executable,
+            __file__,
+            "--clients",
+            str(num_clients),
+            "--rounds",
+            str(rounds),
+            "--way",
+            aggregator,
+            str(int(encrypted)),
+        ]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        case = found[0]["case"]
+        for name, (metric, unit) in FIGURES.items():
+            samples = [line[name] for line in found[1:]]
+            rows.append(Row.of(case, SYSTEMS[aggregator, encrypted], metric, samples, unit))
+
+    def median(way: tuple[str, bool]) -> float:
+        return (
+            next(row.median for row in rows if (row.system, row.unit) == (SYSTEMS[way], "s CPU"))
+            or 0.0
+        )
+
+    ratios = {
+        f"{name}_encrypted_over_plain": float(f"{median((way, True)) / median((way, False)):.4g}")
+        for name, way in (("trusted_aggregator", "semi-honest"), ("signed_messages", "untrusted"))
+    }
+    keep = {"folder": folder} if folder else {}
+    path = write(
+        "round",
+        title="Rounds of many clients, encrypted and not",
+        about=[
+            f"{case}: each client trains the MLP 784-200-200-62 for one epoch on its own synthetic "
+            "images (log-normal sizes, mean 100), clips its update, rounds it to integers modulo "
+            f"2^{BITS} and encrypts it under `fs.he.public_key()`; the sum is opened and the model "
+            "steps. Figures are of whole rounds of `fs.Federation`, evaluation included, after a "
+            "first one that compiles.",
+            'With a trusted aggregator (`aggregator="semi-honest"`) ciphertexts are added inside '
+            "the compiled program. With signed messages (the default) they leave it in chunks, are "
+            "signed and written to disk, and the key holder reads, checks and adds up every one. "
+            "Peak memory is that of the whole process, data included.",
+        ],
+        rows=rows,
+        ratios=ratios,
+        versions=versions_of("jax", "jaxlib", "numpy"),
+        **keep,
+    )
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def one_way(num_clients: int, rounds: int, aggregator: Any, encrypted: bool) -> None:
+    """The rounds of one way, a line of JSON each."""
     data, model = workload.images(num_clients), workload.network("mlp")
     stages = [fs.privacy.clip(L2_BOUND, unit="client"), fs.privacy.quantise(bits=BITS)]
     if encrypted:
@@ -258,31 +319,44 @@ def _federation(num_clients: int, rounds: int, aggregator: Any, encrypted: bool)
         state = run.init()
         started = time.perf_counter(), time.process_time()
         for state, record in run.run(state, rounds=rounds):
-            wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            spent = {name: round(value, 2) for name, value in record.timings_seconds.items()}
+            figures = {
+                "case": f"{num_clients:,} clients x {model.dim:,} parameters, {len(data.y):,} "
+                f"images, {len(jax.devices())} devices",
+                "seconds": time.perf_counter() - started[0],
+                "cpu_seconds": time.process_time() - started[1],
+                "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "message_bytes": record.bytes_per_client,
+            }
+            print(json.dumps(figures), flush=True)
             print(
-                f"{num_clients:,} clients x {model.dim:,} parameters, {aggregator} aggregator, "
-                f"{'encrypted' if encrypted else 'not encrypted'}, round {record.round}: "
-                f"{wall:.1f} s, {cpu:.1f} s CPU, {record.bytes_per_client:,} bytes a client, peak "
-                f"memory {peak:.1f} GiB, {spent}",
-                flush=True,
+                f"{aggregator}, encrypted={encrypted}, round {record.round}: {figures}, "
+                f"{dict(record.timings_seconds)}",
+                file=sys.stderr,
             )
             started = time.perf_counter(), time.process_time()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--clients", type=int, default=0, help="clients of the long benchmark")
+    parser.add_argument("--rounds", type=int, default=3, help="its rounds, the first left out")
+    parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where the page goes, instead of docs")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     arguments = parser.parse_args()
-    if arguments.clients:
-        thousand(arguments.clients, arguments.rounds)
-        return
-    for row in measure(quick=arguments.quick):
-        print(f"{row.case}: {row.system}: {row.median:,.0f} {row.unit} "
-              f"({row.min:,.0f} to {row.max:,.0f})")
+    if arguments.clients < 0 or arguments.clients == 1 or arguments.rounds < 2:
+        parser.error("needs --clients of 2 or more and --rounds of 2 or more")
+    if arguments.way:
+        aggregator, encrypted = arguments.way
+        one_way(arguments.clients, arguments.rounds, aggregator, encrypted == "1")
+    elif arguments.clients:
+        many(arguments.clients, arguments.rounds, arguments.folder)
+    else:
+        for row in measure(quick=arguments.quick):
+            print(
+                f"{row.case}: {row.system}: {row.median:,.0f} {row.unit} "
+                f"({row.min:,.0f} to {row.max:,.0f})"
+            )
 
 
 if __name__ == "__main__":
