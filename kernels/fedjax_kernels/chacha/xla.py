@@ -4,6 +4,15 @@ The twenty rounds are a loop of ten double rounds. Unrolled, they ran no faster 
 seven times as long to compile. Blocks are made in chunks that stay in the cache, and `jax.vmap`
 adds streams to a chunk rather than making chunks larger: without that rule, 64 streams of
 65,536 words took three times as long.
+
+How long a chunk is best depends on how XLA:CPU compiles the loop over chunks. jax 0.12 makes one
+kernel of a chunk of a few hundred blocks, whose state stays in the nearest cache; jax 0.10 makes a
+kernel of every operation, and longer chunks pay for starting them. CPU ms for 2^20 words on one
+core of a Xeon at 2.5 GHz:
+
+    blocks of a chunk      128   256   384   512   768  1024  2048  4096
+    jax 0.12               5.1   4.8   6.7   6.4   6.6   7.8   7.3   7.4
+    jax 0.10              10.9  12.9  12.4   9.9   8.8   9.6   8.1   7.7
 """
 
 from __future__ import annotations
@@ -17,6 +26,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+#: Blocks of a chunk: on a CPU, and elsewhere.
+CPU_CHUNK_BLOCKS = 256 if jax.__version_info__ >= (0, 12) else 4_096
 CHUNK_BLOCKS = 4_096
 
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
@@ -72,10 +83,12 @@ def _blocks(key: Array, nonce: Array, counter: Array, num_blocks: int) -> Array:
     return words.reshape(streams, 16 * num_blocks)
 
 
-def _in_chunks(key: Array, nonce: Array, counter: Array, num_blocks: int) -> Array:
+def _in_chunks(
+    key: Array, nonce: Array, counter: Array, *, num_blocks: int, chunk_blocks: int
+) -> Array:
     streams = key.shape[0]
-    if num_blocks <= CHUNK_BLOCKS:
-        groups = math.ceil(streams / (CHUNK_BLOCKS // num_blocks))
+    if num_blocks <= chunk_blocks:
+        groups = math.ceil(streams / (chunk_blocks // num_blocks))
         if groups <= 1:
             return _blocks(key, nonce, counter, num_blocks)
         size = math.ceil(streams / groups)
@@ -90,7 +103,7 @@ def _in_chunks(key: Array, nonce: Array, counter: Array, num_blocks: int) -> Arr
         )
         return words.reshape(groups * size, 16 * num_blocks)[:streams]
 
-    chunks = math.ceil(num_blocks / CHUNK_BLOCKS)
+    chunks = math.ceil(num_blocks / chunk_blocks)
     size = math.ceil(num_blocks / chunks)
 
     def one_chunk(index: tuple[Array, Array]) -> Array:
@@ -110,7 +123,14 @@ def _streams_of(num_blocks: int) -> Callable[[Array, Array, Array], Array]:
 
     @custom_vmap
     def streams_of(key: Array, nonce: Array, counter: Array) -> Array:
-        return _in_chunks(key, nonce, counter, num_blocks)
+        on = functools.partial(_in_chunks, num_blocks=num_blocks)
+        if key.shape[0] * num_blocks <= min(CPU_CHUNK_BLOCKS, CHUNK_BLOCKS):
+            return on(key, nonce, counter, chunk_blocks=CHUNK_BLOCKS)
+        return lax.platform_dependent(
+            *(key, nonce, counter),
+            cpu=functools.partial(on, chunk_blocks=CPU_CHUNK_BLOCKS),
+            default=functools.partial(on, chunk_blocks=CHUNK_BLOCKS),
+        )
 
     @streams_of.def_vmap
     def _(axis_size: int, in_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
