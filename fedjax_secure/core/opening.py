@@ -158,8 +158,10 @@ class Submission:
         return hashlib.sha256(self.statement()).digest()
 
     def signed(self, signer: Signer) -> Submission:
-        """This submission with the client's signature."""
-        return dataclasses.replace(self, signature=signer.sign(self.statement()))
+        """This submission with the client's signature; the payload is hashed once."""
+        signed = dataclasses.replace(self, signature=signer.sign(self.statement()))
+        vars(signed)["payload_digest"] = self.payload_digest
+        return signed
 
 
 @dataclasses.dataclass(frozen=True)

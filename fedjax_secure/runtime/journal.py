@@ -21,7 +21,6 @@ Numbers are stored as raw buffers in msgpack; nothing is ever unpickled.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import tempfile
@@ -75,8 +74,7 @@ class Outbox:
         """Put a signed submission's payload on disk; keep the rest in memory."""
         payload = bytes(submission.payload)
         self._file.write(payload)
-        stored = StoredPayload(self._path, self._end, len(payload),
-                               hashlib.sha256(payload).digest())
+        stored = StoredPayload(self._path, self._end, len(payload), submission.payload_digest)
         self._end += len(payload)
         self.rows.append((replace(submission, payload=stored), salt))
 
