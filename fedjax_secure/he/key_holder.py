@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,15 @@ import numpy as np
 
 from fedjax_kernels import rlwe
 
-from ..core import InvalidSum, OnceOpener, OpeningError, ResumeError, Setting, UpdateError
+from ..core import InvalidSum, OnceOpener, ResumeError, Setting
 from ..core.opening import write_durably
 from ..core.randomness import KEY_BYTES, host_words
 from . import wire
 from .packing import Packing
+from .summing import read_total, sum_ciphertexts
 
 _FILE = "key-holder.key"
 _FILE_VERSION = 2
-_FEWEST = 2  # a sum of one client's value is that value
-_BLOCK = 16  # ciphertexts that are summed at once: bounds memory, and one program serves all
 
 
 class KeyHolder(OnceOpener):
@@ -83,40 +81,11 @@ class KeyHolder(OnceOpener):
         return wire.public_key_to_bytes(self.packing.parameters, self.public_key)
 
     def _sum_and_decrypt(self, payloads: Sequence[bytes]) -> np.ndarray:
-        packing = self.packing
-        self._require_count(len(payloads))
-        params, total, seen = packing.transport, None, set()
-        size = min(_BLOCK, packing.max_summands)
-        for start in range(0, len(payloads), size):
-            block = np.zeros((size, *packing.ciphertext_shape), np.uint32)
-            for place, payload in enumerate(payloads[start : start + size]):
-                block[place] = self._read(payload, f"client {start + place + 1} (in order of ids)")
-                digest = hashlib.sha256(payload).digest()
-                if digest in seen:
-                    raise OpeningError(
-                        "opening a sum",
-                        need="a fresh ciphertext from every client",
-                        found="one that two clients sent",
-                        fix="Find out which client copied the other's; it would count twice.",
-                    )
-                seen.add(digest)
-            part = rlwe.sum_ciphertexts(params, block)
-            total = part if total is None else rlwe.add(params, total, part)
-        return self._decrypt(total, len(payloads))
+        return self._decrypt(sum_ciphertexts(self.packing, self.key_id, payloads), len(payloads))
 
     def _decrypt_sum(self, payload: bytes, num_clients: int) -> np.ndarray:
-        self._require_count(num_clients)
-        return self._decrypt(self._read(payload, "the aggregator's sum"), num_clients)
-
-    def _require_count(self, count: int) -> None:
-        most = self.packing.max_summands
-        if not _FEWEST <= count <= most:
-            raise OpeningError(
-                "opening a sum",
-                need=f"{_FEWEST} to {most} clients' ciphertexts, as planned",
-                found=str(count),
-                fix="Wait for more clients." if count < _FEWEST else "Plan the chain for more.",
-            )
+        total = read_total(self.packing, self.key_id, payload, num_clients)
+        return self._decrypt(total, num_clients)
 
     def _decrypt(self, total: Any, num_clients: int) -> np.ndarray:
         packing, params = self.packing, self.packing.transport
@@ -130,17 +99,6 @@ class KeyHolder(OnceOpener):
                 fix="Begin a new run, with a new key, and find that client.",
             )
         return packing.unpack(np.asarray(opened.lanes), num_clients)
-
-    def _read(self, payload: bytes, whose: str) -> np.ndarray:
-        try:
-            return wire.ciphertext_from_bytes(payload, self.packing, self.key_id)
-        except UpdateError as error:
-            raise OpeningError(
-                f"opening a sum: the ciphertext of {whose}",
-                need=error.need,
-                found=error.found,
-                fix=error.fix,
-            ) from None
 
 
 def _restored_or_fresh_seed(packing: Packing, setting: Setting) -> bytes:

@@ -2,7 +2,7 @@
 
 Layout, little-endian: the header (see :class:`_Header`), then for each component and limb the
 residues of all coefficients and polynomials, each in as many bits as its prime has (see
-`_pack_bits`), then BLAKE2b-256 (RFC 7693) over all that comes before. Every message has exactly one
+`pack_bits`), then BLAKE2b-256 (RFC 7693) over all that comes before. Every message has exactly one
 form: what is read back and written again is the same bytes.
 
 The checksum finds damage in transit and nothing else: who sent a message is shown by the signature
@@ -211,7 +211,7 @@ def _header(
         residues_of.ring_degree,
         polynomials,
         *packing,
-        payload_bytes=_COMPONENTS * sum(_packed_bytes(count, width) for width in widths),
+        payload_bytes=_COMPONENTS * sum(packed_bytes(count, width) for width in widths),
     )
 
 
@@ -240,9 +240,9 @@ def _to_bytes(
     for component in range(_COMPONENTS):
         for limb, q in enumerate(params.moduli.primes):
             values = residues[component, limb].reshape(-1)
-            _require_below(where, error, values, q)
-            stop = start + _packed_bytes(count, q.bit_length())
-            _pack_bits(values, q.bit_length(), memoryview(content)[start:stop])
+            require_below(where, error, values, q)
+            stop = start + packed_bytes(count, q.bit_length())
+            pack_bits(values, q.bit_length(), memoryview(content)[start:stop])
             start = stop
     content[start:] = _checksum(memoryview(content)[:start])
     return bytes(content)
@@ -306,16 +306,17 @@ def _from_bytes(
     for component in range(_COMPONENTS):
         for limb, q in enumerate(params.moduli.primes):
             values = residues[component, limb].reshape(-1)
-            stop = start + _packed_bytes(values.size, q.bit_length())
-            _unpack_bits(view[start:stop], q.bit_length(), values)
-            _require_below(where, error, values, q)
+            stop = start + packed_bytes(values.size, q.bit_length())
+            unpack_bits(view[start:stop], q.bit_length(), values)
+            require_below(where, error, values, q)
             start = stop
     return residues
 
 
-def _require_below(
+def require_below(
     where: str, error: type[SecureFederationError], values: np.ndarray, q: int
 ) -> None:
+    """Raise an error of the given class where a residue is not below its prime."""
     if int(values.max()) >= q:
         raise error(
             where,
@@ -329,12 +330,12 @@ def _checksum(content: memoryview) -> bytes:
     return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).digest()
 
 
-def _packed_bytes(count: int, width: int) -> int:
+def packed_bytes(count: int, width: int) -> int:
     """Bytes of values of some bits; a multiple of 32 values, as every ring degree here is."""
     return count // 32 * width * 4
 
 
-def _pack_bits(values: np.ndarray, width: int, out: memoryview) -> None:
+def pack_bits(values: np.ndarray, width: int, out: memoryview) -> None:
     """Write values of 1 to 32 bits side by side, 32 of them into as many 32-bit words as bits.
 
     The values are cut into 32 runs of one length. The g-th values of all runs, the first run's
@@ -355,8 +356,8 @@ def _pack_bits(values: np.ndarray, width: int, out: memoryview) -> None:
             np.right_shift(run, np.uint32(32 - shift), out=words[index + 1])
 
 
-def _unpack_bits(content: memoryview, width: int, out: np.ndarray) -> None:
-    """Read what `_pack_bits` wrote into uint32 `out`."""
+def unpack_bits(content: memoryview, width: int, out: np.ndarray) -> None:
+    """Read what `pack_bits` wrote into uint32 `out`."""
     runs = out.reshape(32, -1)
     words = np.frombuffer(content, _WORDS).reshape(width, -1)
     shifted = np.empty(runs.shape[1], np.uint32)

@@ -300,6 +300,23 @@ def test_every_holder_refuses_what_is_no_sum_of_enough_clients():
         assert holder.openings_left == 16
 
 
+@pytest.mark.parametrize("aggregator", ["untrusted", "semi-honest"])
+def test_no_holder_opens_a_single_client_where_no_minimum_was_set(aggregator):
+    round = Round(aggregator=aggregator)
+    setting = dataclasses.replace(round.setting, min_clients=1)
+    opener = joint_key.ThresholdOpener(round.plan, setting, round.holders)
+    for holder in round.holders:
+        holder._rounds.setting = dataclasses.replace(holder._rounds.setting, min_clients=1)
+    single = round.submissions()[:1]
+    for party in (opener, round.holders[0]):
+        with pytest.raises(OpeningError, match="2 to 4 clients' ciphertexts, as planned, got 1"):
+            if aggregator == "untrusted":
+                (party.open if party is opener else party.witness)(1, MODEL, single)
+            else:
+                give = party.open_total if party is opener else party.witness_total
+                give(1, MODEL, single[0].payload, ["ada"])
+
+
 def test_no_holder_takes_part_in_two_sums_of_a_round():
     made = Round(2, 3, dim=50)
     sent = made.submissions()

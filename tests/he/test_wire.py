@@ -60,11 +60,11 @@ def test_bit_packing(width, groups, seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 1 << width, 32 * groups, dtype=np.uint64).astype(np.uint32)
     values[rng.random(32 * groups) < 0.2] = (1 << width) - 1
-    packed = bytearray(b"\xa5" * wire._packed_bytes(len(values), width))
-    wire._pack_bits(values, width, memoryview(packed))
+    packed = bytearray(b"\xa5" * wire.packed_bytes(len(values), width))
+    wire.pack_bits(values, width, memoryview(packed))
     assert packed == packed_by_integers(values, width)
     back = np.empty_like(values)
-    wire._unpack_bits(memoryview(bytes(packed)), width, back)
+    wire.unpack_bits(memoryview(bytes(packed)), width, back)
     np.testing.assert_array_equal(back, values)
 
 

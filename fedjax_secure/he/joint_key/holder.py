@@ -25,11 +25,11 @@ from ...core import (
 from ...core.opening import write_durably
 from ...core.randomness import host_words
 from .. import wire
+from ..summing import read_total, sum_ciphertexts, sum_digest
 from . import messages
 from .key_generation import KeyShare, Steps, make_key, require_confirmed
 from .messages import PARTIAL, WITNESS, Session, derive
 from .plan import ThresholdPlan
-from .sums import read_total, sum_ciphertexts, sum_digest
 
 _FILE = "share-holder.key"
 _FILE_VERSION = 1

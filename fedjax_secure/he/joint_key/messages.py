@@ -251,7 +251,7 @@ def unseal(key: bytes, sealed: bytes, sender: int) -> bytes:
 def residues_bytes(params: rlwe.Parameters, polynomials: int) -> int:
     """How many bytes :func:`residues_to_bytes` makes."""
     count = params.ring_degree * polynomials
-    return sum(wire._packed_bytes(count, q.bit_length()) for q in params.moduli.primes)
+    return sum(wire.packed_bytes(count, q.bit_length()) for q in params.moduli.primes)
 
 
 def residues_to_bytes(params: rlwe.Parameters, residues: np.ndarray) -> bytes:
@@ -259,8 +259,8 @@ def residues_to_bytes(params: rlwe.Parameters, residues: np.ndarray) -> bytes:
     content = bytearray(residues_bytes(params, residues.shape[-1]))
     start = 0
     for limb, q in zip(np.asarray(residues), params.moduli.primes, strict=True):
-        stop = start + wire._packed_bytes(limb.size, q.bit_length())
-        wire._pack_bits(limb.reshape(-1), q.bit_length(), memoryview(content)[start:stop])
+        stop = start + wire.packed_bytes(limb.size, q.bit_length())
+        wire.pack_bits(limb.reshape(-1), q.bit_length(), memoryview(content)[start:stop])
         start = stop
     return bytes(content)
 
@@ -280,9 +280,9 @@ def residues_from_bytes(params: rlwe.Parameters, polynomials: int, content: byte
     start = 0
     for limb, q in zip(residues, params.moduli.primes, strict=True):
         values = limb.reshape(-1)
-        stop = start + wire._packed_bytes(values.size, q.bit_length())
-        wire._unpack_bits(memoryview(content)[start:stop], q.bit_length(), values)
-        wire._require_below(where, OpeningError, values, q)
+        stop = start + wire.packed_bytes(values.size, q.bit_length())
+        wire.unpack_bits(memoryview(content)[start:stop], q.bit_length(), values)
+        wire.require_below(where, OpeningError, values, q)
         start = stop
     return residues
 

@@ -19,11 +19,11 @@ from ...core import (
     Setting,
     Submission,
 )
+from ..summing import read_total, sum_ciphertexts, sum_digest
 from . import messages
 from .holder import ShareHolder, set_of
 from .messages import PARTIAL, WITNESS
 from .plan import ThresholdPlan
-from .sums import read_total, sum_ciphertexts, sum_digest
 
 Ask = Callable[[ShareHolder], bytes]
 Result = tuple[bool, np.ndarray]

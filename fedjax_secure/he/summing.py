@@ -1,4 +1,7 @@
-"""Clients' ciphertexts added up, by whoever needs the sum: it takes no secret."""
+"""Clients' ciphertexts read and added up, by whoever opens the sum; it takes no secret.
+
+The key holder, every share holder and the combiner sum by themselves, with this code.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import numpy as np
 
 from fedjax_kernels import rlwe
 
-from ...core import OpeningError, UpdateError
-from .. import wire
-from ..packing import Packing
+from ..core import OpeningError, UpdateError
+from . import wire
+from .packing import Packing
 
+FEWEST = 2  # a sum of one client's value is that value
 _BLOCK = 16  # ciphertexts that are summed at once: bounds memory, and one program serves all
 
 
@@ -28,9 +32,9 @@ def sum_ciphertexts(packing: Packing, key_id: bytes, payloads: Sequence[bytes]) 
         uint32 [2, limb, N, polynomial].
 
     Raises:
-        OpeningError: too many, a message that cannot be read, or one that comes twice.
+        OpeningError: fewer than two, too many, a message that cannot be read, or one that comes
+            twice.
     """
-    where = "opening a sum"
     _require_planned(packing, len(payloads))
     params, total, seen = packing.transport, None, set()
     size = min(_BLOCK, packing.max_summands)
@@ -39,11 +43,11 @@ def sum_ciphertexts(packing: Packing, key_id: bytes, payloads: Sequence[bytes]) 
         for place, stored in enumerate(payloads[start : start + size]):
             payload = bytes(stored)  # which may lie on disk
             whose = f"the ciphertext of client {start + place + 1} (in order of ids)"
-            block[place] = read_ciphertext(packing, key_id, payload, whose)
+            block[place] = _read(packing, key_id, payload, whose)
             digest = hashlib.sha256(payload).digest()
             if digest in seen:
                 raise OpeningError(
-                    where,
+                    "opening a sum",
                     need="a fresh ciphertext from every client",
                     found="one that two clients sent",
                     fix="Find out which client copied the other's; it would count twice.",
@@ -58,24 +62,29 @@ def read_total(packing: Packing, key_id: bytes, payload: bytes, num_clients: int
     """Read a sum that an aggregator made of some clients' ciphertexts.
 
     Raises:
-        OpeningError: too many clients, or a message that cannot be read.
+        OpeningError: fewer than two clients, too many, or a message that cannot be read.
     """
     _require_planned(packing, num_clients)
-    return read_ciphertext(packing, key_id, payload, "the aggregator's sum")
+    return _read(packing, key_id, payload, "the aggregator's sum")
+
+
+def sum_digest(total: np.ndarray) -> bytes:
+    """SHA-256 of a sum's residues."""
+    return hashlib.sha256(np.ascontiguousarray(total).astype("<u4")).digest()
 
 
 def _require_planned(packing: Packing, count: int) -> None:
-    if not 1 <= count <= packing.max_summands:
+    most = packing.max_summands
+    if not FEWEST <= count <= most:
         raise OpeningError(
             "opening a sum",
-            need=f"1 to {packing.max_summands} ciphertexts, as planned",
+            need=f"{FEWEST} to {most} clients' ciphertexts, as planned",
             found=str(count),
-            fix="Plan the chain for more clients.",
+            fix="Wait for more clients." if count < FEWEST else "Plan the chain for more.",
         )
 
 
-def read_ciphertext(packing: Packing, key_id: bytes, payload: bytes, whose: str) -> np.ndarray:
-    """Read one message; an OpeningError names whose it is."""
+def _read(packing: Packing, key_id: bytes, payload: bytes, whose: str) -> np.ndarray:
     try:
         return wire.ciphertext_from_bytes(payload, packing, key_id)
     except UpdateError as error:
@@ -85,8 +94,3 @@ def read_ciphertext(packing: Packing, key_id: bytes, payload: bytes, whose: str)
             found=error.found,
             fix=error.fix,
         ) from None
-
-
-def sum_digest(total: np.ndarray) -> bytes:
-    """SHA-256 of a sum's residues."""
-    return hashlib.sha256(np.ascontiguousarray(total).astype("<u4")).digest()
