@@ -32,7 +32,11 @@ def encrypt(params, public, code, lanes, rng, **options):
 
 @pytest.mark.parametrize(
     ("case", "x64"),
-    [(cases.CASES[0], False), (cases.CASES[1], False), (cases.CASES[1], True)],
+    [
+        (cases.CASES[0], False),
+        pytest.param(cases.CASES[1], False, marks=pytest.mark.slow),
+        pytest.param(cases.CASES[1], True, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_equals_the_reference_bit_for_bit(case, x64):
@@ -57,7 +61,9 @@ def test_equals_the_reference_bit_for_bit(case, x64):
         np.testing.assert_array_equal(results[0][5], expected)
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [*cases.CASES[:2], pytest.param(cases.CASES[2], marks=pytest.mark.slow)], ids=str
+)
 def test_a_sum_at_the_overflow_bound_is_exact(case):
     """K summands whose lanes add up to exactly 2^lane_bits - 1."""
     params, code = rlwe.parameters(case.name), case.encoding
@@ -108,9 +114,9 @@ def test_another_key_opens_nothing():
 @settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_decoding_equals_python_integers(data):
-    """Any residues, any encoding, on every named set's moduli; N and batch need not be large."""
-    name = data.draw(st.sampled_from(rlwe.PARAMETER_SETS))
-    params = rlwe.parameters(name)
+    """Any residues, any encoding, on every named set's moduli up to one block of coefficients."""
+    names = [name for name in rlwe.PARAMETER_SETS if "-16384-" not in name]
+    params = rlwe.parameters(data.draw(st.sampled_from(names)))
     noise_bits = data.draw(st.integers(1, 20))
     lane_bits = data.draw(st.integers(1, min(64, params.modulus_bits - noise_bits)))
     most = (params.modulus_bits - noise_bits) // lane_bits

@@ -11,4 +11,8 @@ CASES = (
     Case(2048, (26, 26), 1),
     Case(4096, (30, 30), 1),
     Case(8192, (30,), 1),
+    Case(16384, (30,), 1),
 )
+
+#: Batches past one block of columns, odd; from N = 8192 on, blocks go through stages in parts.
+BLOCK_CASES = (Case(1024, (26, 26), 149), Case(8192, (30,), 17), Case(16384, (30,), 17))

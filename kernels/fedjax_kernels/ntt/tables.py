@@ -108,3 +108,32 @@ def tables(moduli: Moduli) -> Tables:
     last = product(inverse[:, 1:2], n_inverse[:, 0])
     halves = (roots, inverse, n_inverse, first_products, i.astype(np.uint32), last)
     return Tables(*(part for half in halves for part in (half, moduli.shoup(half))))
+
+
+@lru_cache(maxsize=64)
+def part_tables(moduli: Moduli, parts: int) -> Tables:
+    """The constants of each part of the transform's last stages: `[limb * parts, ...]`.
+
+    After log2(parts) stages, or before as many of the inverse transform, the rows are `parts`
+    runs of N / parts that do not meet. Each run goes through the stages of a transform of its own
+    length, with the powers of `tables` that belong to its place.
+
+    Example:
+        >>> whole, half = tables(Moduli((97,), 8)), part_tables(Moduli((97,), 8), 2)
+        >>> whole.roots[0, 4:].tolist() == [*half.roots[0, 2:], *half.roots[1, 2:]]
+        True
+    """
+    table, rows = tables(moduli), moduli.ring_degree // parts
+    run = np.ones(rows, np.int64)  # of each place, the length of the stage's row of powers
+    for length in (1 << stage for stage in range(rows.bit_length() - 1)):
+        run[length : 2 * length] = length
+    places = np.arange(rows) + (parts - 1 + np.arange(parts)[:, None]) * run
+
+    def of_part(name: str, values: np.ndarray) -> np.ndarray:
+        if "roots" in name:
+            return values[:, places].reshape(-1, rows)
+        if name.startswith("first_products"):
+            return values.reshape(len(values) * parts, -1)
+        return np.repeat(values, parts, axis=0)
+
+    return Tables(*(of_part(name, values) for name, values in table._asdict().items()))

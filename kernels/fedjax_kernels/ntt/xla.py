@@ -30,6 +30,7 @@ Halving the multiplications changed nothing: a stage in the cache is bound by it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache, partial
 from math import prod
@@ -45,14 +46,18 @@ from fedjax_kernels.modular import xla as modular
 from fedjax_kernels.modular.moduli import Moduli
 from fedjax_kernels.modular.xla import mul_shoup_lazy, subtract_once
 from fedjax_kernels.ntt import blocks
-from fedjax_kernels.ntt.tables import Tables, tables
+from fedjax_kernels.ntt.tables import Tables, part_tables, tables
 
 
 class Limbs:
     """The constants of some limbs, as [limb, ...] arrays, and arithmetic with them.
 
-    Operands are [..., limb, blocks, columns] of `ndim` axes.
+    Operands are [..., limb, blocks, columns] of `ndim` axes. Where `parts` is not 1, transforms go
+    through their last or first stages in that many parts.
     """
+
+    parts: int = 1
+    is_part: bool = False
 
     def __init__(self, q: Any, table: Any, ndim: int):
         self.table = table
@@ -66,11 +71,20 @@ class Limbs:
         return cls(np.array(moduli.primes, np.uint32)[:, None], tables(moduli), ndim)
 
     @classmethod
-    def one(cls, moduli: Moduli, limb: Array, ndim: int) -> Limbs:
+    def one(cls, moduli: Moduli, limb: Array, ndim: int, parts: int = 1) -> Limbs:
         """Of one limb, whose number is traced."""
-        q = np.array(moduli.primes, np.uint32)[:, None]
-        q, *rows = (one_limb(part, limb) for part in (q, *tables(moduli)))
-        return cls(q, Tables(*rows), ndim)
+        q = one_limb(np.array(moduli.primes, np.uint32)[:, None], limb)
+        limbs = cls(q, Tables(*(one_limb(table, limb) for table in tables(moduli))), ndim)
+        limbs.parts, limbs.moduli, limbs.limb = parts, moduli, limb
+        return limbs
+
+    def part(self, i: Array) -> Limbs:
+        """Of part `i` of this one limb."""
+        part = copy.copy(self)
+        rows = part_tables(self.moduli, self.parts)
+        part.table = Tables(*(one_limb(table, self.limb * self.parts + i) for table in rows))
+        part.parts, part.is_part = 1, True
+        return part
 
     def constant(self, part: Any) -> Array:
         """[limb, blocks] as [..., limb, blocks, 1]."""
@@ -96,23 +110,55 @@ def one_limb(table: Any, limb: Array) -> Array:
     return lax.dynamic_slice_in_dim(jnp.asarray(table), limb, 1)
 
 
+def _forward_stage(x: Array, limbs: Limbs, count: int) -> list[Array]:
+    """Both halves of `count` runs of [..., limb, N, columns], below 4q as the operand."""
+    pairs = x.reshape(*x.shape[:-2], count, 2, -1)
+    u = limbs.below_2q(pairs[..., 0, :])
+    v = limbs.scale(pairs[..., 1, :], "roots", slice(count, 2 * count))
+    return [u + v, u - v + limbs.two_q]
+
+
+def _inverse_stage(x: Array, limbs: Limbs, count: int, *, lazy: bool) -> list[Array]:
+    """Both halves of `count` runs of [..., limb, N, columns], below 2q as the operand.
+
+    The very last stage divides by N, and reduces its result where it is not `lazy`.
+    """
+    pairs = x.reshape(*x.shape[:-2], count, 2, -1)
+    total = pairs[..., 0, :] + pairs[..., 1, :]
+    difference = pairs[..., 0, :] - pairs[..., 1, :] + limbs.two_q
+    if count > 1 or limbs.is_part:
+        select = slice(count, 2 * count)
+        return [limbs.below_2q(total), limbs.scale(difference, "inverse_roots", select)]
+    halves = [limbs.scale(total, "n_inverse"), limbs.scale(difference, "last")]
+    return halves if lazy else [limbs.below_q(half) for half in halves]
+
+
 def forward_block(x: Array, limbs: Limbs, *, lazy: bool = False) -> Array:
     """The forward transform of [..., limb, N, columns]; with `lazy` the values are below 4q only.
 
     Between stages, too, values stay below 4q.
     """
+    if limbs.parts > 1:
+        x = forward_first_stages(x, limbs)
+        return in_parts(limbs, lambda part, x: (forward_block(x, part, lazy=lazy),), x)[0]
     shape, degree = x.shape, x.shape[-2]
-    count, length = 1, degree // 2
-    while length:
-        pairs = x.reshape(*shape[:-2], count, 2, length * shape[-1])
-        u = limbs.below_2q(pairs[..., 0, :])
-        v = limbs.scale(pairs[..., 1, :], "roots", slice(count, 2 * count))
-        halves = [u + v, u - v + limbs.two_q]
-        if length == 1 and not lazy:
+    count = 1
+    while count < degree:
+        halves = _forward_stage(x, limbs, count)
+        if 2 * count == degree and not lazy:
             halves = [limbs.below_q(limbs.below_2q(half)) for half in halves]
-        x = jnp.stack(halves, axis=-2)
-        count, length = 2 * count, length // 2
-    return x.reshape(shape)
+        x = jnp.stack(halves, axis=-2).reshape(shape)
+        count *= 2
+    return x
+
+
+def forward_first_stages(x: Array, limbs: Limbs) -> Array:
+    """The stages before the parts of `limbs`."""
+    count = 1
+    while count < limbs.parts:
+        x = jnp.stack(_forward_stage(x, limbs, count), axis=-2).reshape(x.shape)
+        count *= 2
+    return x
 
 
 def inverse_block(x: Array, limbs: Limbs, *, lazy: bool = False) -> Array:
@@ -120,8 +166,11 @@ def inverse_block(x: Array, limbs: Limbs, *, lazy: bool = False) -> Array:
 
     With `lazy` the coefficients are below 2q only. Between stages, too, values stay below 2q.
     """
+    if limbs.parts > 1:
+        x = in_parts(limbs, lambda part, x: (inverse_block(x, part, lazy=True),), x)[0]
+        return inverse_last_stages(x, limbs, lazy=lazy)
     shape, degree = x.shape, x.shape[-2]
-    count, length = degree // 2, 1
+    count = degree // 2
     if degree >= 8:  # two stages at once
         a, b, c, d = jnp.moveaxis(x.reshape(*shape[:-2], degree // 4, 4, shape[-1]), -2, 0)
         quarter = slice(degree // 4, degree // 2)
@@ -135,22 +184,47 @@ def inverse_block(x: Array, limbs: Limbs, *, lazy: bool = False) -> Array:
             limbs.scale(sums[0] - sums[1] + limbs.two_q, "inverse_roots", quarter),
             limbs.scale(first - second + limbs.two_q, "first_products"),
         ]
-        x = jnp.stack(quarters, axis=-2)
-        count, length = degree // 8, 4
+        x = jnp.stack(quarters, axis=-2).reshape(shape)
+        count = degree // 8
     while count:
-        pairs = x.reshape(*shape[:-2], count, 2, length * shape[-1])
-        total = pairs[..., 0, :] + pairs[..., 1, :]
-        difference = pairs[..., 0, :] - pairs[..., 1, :] + limbs.two_q
-        if count > 1:
-            select = slice(count, 2 * count)
-            halves = [limbs.below_2q(total), limbs.scale(difference, "inverse_roots", select)]
-        else:
-            halves = [limbs.scale(total, "n_inverse"), limbs.scale(difference, "last")]
-            if not lazy:
-                halves = [limbs.below_q(half) for half in halves]
-        x = jnp.stack(halves, axis=-2)
-        count, length = count // 2, 2 * length
-    return x.reshape(shape)
+        x = jnp.stack(_inverse_stage(x, limbs, count, lazy=lazy), axis=-2).reshape(shape)
+        count //= 2
+    return x
+
+
+def inverse_last_stages(x: Array, limbs: Limbs, *, lazy: bool = False) -> Array:
+    """The stages after the parts of `limbs`."""
+    count = limbs.parts // 2
+    while count:
+        x = jnp.stack(_inverse_stage(x, limbs, count, lazy=lazy), axis=-2).reshape(x.shape)
+        count //= 2
+    return x
+
+
+def in_parts(
+    limbs: Limbs, function: Callable[..., tuple[Array, ...]], x: Array, *rows: Array, results=1
+) -> tuple[Array, ...]:
+    """`function(limbs, x, *rows)` of each part of the rows of one limb, one after the other.
+
+    Args:
+        limbs: the constants, with `parts`.
+        function: returns `results` arrays of the shape of its part of `x`.
+        x: [..., 1, N, columns].
+        rows: each [..., 1, N, 1 or columns].
+        results: how many arrays the function returns.
+    """
+    length = x.shape[-2] // limbs.parts
+
+    def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
+        part = limbs.part(i)
+        cuts = [lax.dynamic_slice_in_dim(y, i * length, length, -2) for y in (out[0], *rows)]
+        done = blocks.apart(i, lambda *cuts: function(part, *cuts), *cuts)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(whole, cut, i * length, -2)
+            for whole, cut in zip(out, done, strict=True)
+        )
+
+    return blocks.loop(limbs.parts, body, (x,) * results)
 
 
 def _in_blocks(block: Callable[..., Array], x: Array, moduli: Moduli) -> Array:
@@ -162,7 +236,7 @@ def _in_blocks(block: Callable[..., Array], x: Array, moduli: Moduli) -> Array:
         row, limb = i // (num_limbs * count), i // count % num_limbs
         at = (row, limb, 0, jnp.minimum(i % count * width, batch - width))
         part = lax.dynamic_slice(rows, at, (1, 1, degree, width))
-        limbs = Limbs.one(moduli, limb, part.ndim)
+        limbs = Limbs.one(moduli, limb, part.ndim, blocks.parts_of(degree, width))
         return lax.dynamic_update_slice(out, blocks.apart(i, lambda x: block(x, limbs), part), at)
 
     zeros = blocks.zeros(rows.shape, rows)

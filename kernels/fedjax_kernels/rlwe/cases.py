@@ -22,11 +22,14 @@ CASES = (
     Case("rlwe-4096-90", 1, 1000, Encoding(lane_bits=35, num_lanes=2, noise_bits=18)),
 )
 
-#: Batches past one block of columns, odd, where blocks overlap or are wider than usual.
+#: Batches past one block of columns, odd, where blocks overlap, are wider than usual, or go
+#: through the transforms in two or four parts.
 BLOCK_CASES = (
     Case("rlwe-4096-60", 19, 1, Encoding(lane_bits=20, num_lanes=1, noise_bits=20)),
     Case("rlwe-4096-60", 37, 1, Encoding(lane_bits=20, num_lanes=1, noise_bits=20)),
     Case("rlwe-8192-180", 3, 1, Encoding(lane_bits=26, num_lanes=6, noise_bits=20)),
+    Case("rlwe-8192-201", 17, 1, Encoding(lane_bits=26, num_lanes=7, noise_bits=18)),
+    Case("rlwe-16384-408", 17, 1, Encoding(lane_bits=26, num_lanes=15, noise_bits=18)),
 )
 
 #: The secret-key form, and sets whose ciphertexts lose a prime before they travel.

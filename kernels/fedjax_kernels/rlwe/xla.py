@@ -20,7 +20,7 @@ from jax.custom_batching import custom_vmap
 
 from fedjax_kernels.modular import xla as modular
 from fedjax_kernels.modular.moduli import Moduli
-from fedjax_kernels.modular.xla import mul_montgomery_lazy, mul_shoup_lazy, mulhi, subtract_once
+from fedjax_kernels.modular.xla import mul_montgomery_lazy, mulhi, subtract_once
 from fedjax_kernels.ntt import blocks
 from fedjax_kernels.ntt import xla as ntt
 from fedjax_kernels.rlwe.parameters import ERROR_BITS, PublicKey, SecretKey
@@ -75,8 +75,8 @@ class _Block(ntt.Limbs):
         return block
 
     @classmethod
-    def of_limb(cls, moduli: Moduli, limb: Array) -> _Block:
-        block = cls.one(moduli, limb, 3)
+    def of_limb(cls, moduli: Moduli, limb: Array, parts: int) -> _Block:
+        block = cls.one(moduli, limb, 3, parts)
         block.q_inverse = block.constant(ntt.one_limb(_montgomery_inverse(moduli), limb))
         return block
 
@@ -90,45 +90,76 @@ class _Block(ntt.Limbs):
         return mul_montgomery_lazy(x, factor, self.q, self.q_inverse)
 
     def sum(self, x: Array, *terms: Array) -> Array:
-        """x below 2q plus residues, reduced."""
+        """x below 2q plus residues, reduced; all [limb, N, columns]."""
+        shape = x.shape
+        x = x.reshape(shape[0], 1, -1)  # XLA:CPU vectorises the last axis only
         for term in terms:
-            x = self.below_2q(x + term)
-        return self.below_q(x)
+            x = self.below_2q(x + term.reshape(x.shape))
+        return self.below_q(x).reshape(shape)
 
 
-def _zero_encryption(block: _Block, first: bool, key, residues, error, message) -> Array:
-    """key * residues + error, and for the first component + message."""
-    total = ntt.inverse_block(block.product(residues, key), block, lazy=True)
-    return block.sum(total, block.small(error), *([message] if first else []))
+def _products(block: _Block, x: Array, *keys: Array, transformed: bool = False) -> list[Array]:
+    """The products of x and each key, [limb, N, columns] below 2q.
+
+    Args:
+        block: the constants.
+        x: [limb, N, columns] residues.
+        keys: transformed, in Montgomery form.
+        transformed: whether x is.
+    """
+
+    def of_part(part: _Block, x: Array, *keys: Array) -> tuple[Array, ...]:
+        values = x if transformed else ntt.forward_block(x, part, lazy=True)
+        products = []
+        for key in keys:
+            products.append(ntt.inverse_block(part.product(values, key), part, lazy=True))
+            if x.shape[0] == 1:  # one after the other: both at once would not fit the cache
+                values, products[-1] = lax.optimization_barrier((values, products[-1]))
+        return tuple(products)
+
+    if block.parts == 1:
+        return list(of_part(block, x, *keys))
+    if not transformed:
+        x = ntt.forward_first_stages(x, block)
+    products = ntt.in_parts(block, of_part, x, *keys, results=len(keys))
+    return [ntt.inverse_last_stages(product, block, lazy=True) for product in products]
 
 
-def _public_key_block(block: _Block, keys, errors, u, message) -> tuple[Array, Array]:
-    values = ntt.forward_block(block.small(u), block, lazy=True)
-    c0 = _zero_encryption(block, True, keys[0], values, errors[0], message)
-    if message.shape[0] == 1:  # one after the other: both at once would not fit the cache
-        values, c0 = lax.optimization_barrier((values, c0))
-    return c0, _zero_encryption(block, False, keys[1], values, errors[1], message)
+def _public_key_block(block: _Block, keys, errors, u, message) -> list[Array]:
+    first, second = _products(block, block.small(u), keys[0], keys[1])
+    return [
+        block.sum(first, block.small(errors[0]), message),
+        block.sum(second, block.small(errors[1])),
+    ]
 
 
-def _phase_block(block: _Block, s, c0, c1) -> tuple[Array]:
-    product = block.product(ntt.forward_block(c1, block, lazy=True), s)
-    return (block.sum(ntt.inverse_block(product, block, lazy=True), c0),)
+def _phase_block(block: _Block, s, c0, c1) -> list[Array]:
+    return [block.sum(*_products(block, c1, s), c0)]
 
 
-def _secret_key_block(block: _Block, s, error, a, message) -> tuple[Array]:
-    return (_zero_encryption(block, True, s, a, error, message),)
+def _secret_key_block(block: _Block, s, error, a, message) -> list[Array]:
+    product = _products(block, a, s, transformed=True)
+    return [block.sum(*product, block.small(error), message)]
 
 
-def _secret_phase_block(block: _Block, minus_s, c0, a) -> tuple[Array]:
-    total = ntt.inverse_block(block.product(a, minus_s), block, lazy=True)
-    return (block.sum(total, c0),)
+def _secret_phase_block(block: _Block, minus_s, c0, a) -> list[Array]:
+    return [block.sum(*_products(block, a, minus_s, transformed=True), c0)]
 
 
-#: How an operand is cut: [..., limb, N, 1], [..., limb, N, batch] or [..., N, batch].
+#: How an operand is cut: [..., limb, N, 1], [..., limb, N, batch] or [..., N, batch]; and one of
+#: the two components of a ciphertext, which would be copied if it were taken beforehand.
 _KEY, _WIDE, _SMALL = "key", "wide", "small"
+_COMPONENTS = ("c0", "c1")
+
+
+def _component(operand: Array, kind: str) -> Array:
+    return operand[_COMPONENTS.index(kind)] if kind in _COMPONENTS else operand
 
 
 def _cut(operand: Array, kind: str, limb: Array, start: Array, width: int) -> Array:
+    if kind in _COMPONENTS:
+        at = (_COMPONENTS.index(kind), limb, 0, start)
+        return lax.dynamic_slice(operand, at, (1, 1, operand.shape[2], width))[0]
     if kind != _KEY:
         operand = lax.dynamic_slice_in_dim(operand, start, width, -1)
     if kind != _SMALL:
@@ -138,37 +169,37 @@ def _cut(operand: Array, kind: str, limb: Array, start: Array, width: int) -> Ar
 
 @lru_cache(maxsize=256)
 def _in_blocks(function: Callable[..., Any], kinds: tuple[str, ...], num_out: int, moduli: Moduli):
-    """`function(block, *operands)` of [limb, N, batch], block by block on a CPU.
+    """`function(block, *operands)` as [num_out, limb, N, batch], block by block on a CPU.
 
     Under `jax.vmap`, clients with few columns each are set side by side as columns; others go one
     after the other. Both keep the blocks in the cache.
     """
     num_limbs, degree = moduli.num_limbs, moduli.ring_degree
 
-    def whole(*operands: Array) -> tuple[Array, ...]:
-        return function(_Block.whole(moduli), *operands)
+    def whole(*operands: Array) -> Array:
+        taken = (_component(x, kind) for x, kind in zip(operands, kinds, strict=True))
+        return jnp.stack(function(_Block.whole(moduli), *taken))
 
-    def blocked(*operands: Array) -> tuple[Array, ...]:
+    def blocked(*operands: Array) -> Array:
         batch = next(x.shape[-1] for x, kind in zip(operands, kinds, strict=True) if kind != _KEY)
         width, count = blocks.columns_of(degree, batch)
 
-        def body(i: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
+        def body(i: Array, out: Array) -> Array:
             limb, start = i // count, jnp.minimum(i % count * width, batch - width)
             cuts = [
                 _cut(x, kind, limb, start, width) for x, kind in zip(operands, kinds, strict=True)
             ]
-            block = _Block.of_limb(moduli, limb)
+            block = _Block.of_limb(moduli, limb, blocks.parts_of(degree, width))
             parts = blocks.apart(i, lambda *cuts: function(block, *cuts), *cuts)
-            return tuple(
-                lax.dynamic_update_slice(whole, part, (limb, 0, start))
-                for whole, part in zip(out, parts, strict=True)
-            )
+            for j, part in enumerate(parts):
+                out = lax.dynamic_update_slice(out, part[None], (j, limb, 0, start))
+            return out
 
-        zeros = blocks.zeros((num_limbs, degree, batch), *operands)
-        return blocks.loop(num_limbs * count, body, (zeros,) * num_out)
+        zeros = blocks.zeros((num_out, num_limbs, degree, batch), *operands)
+        return blocks.loop(num_limbs * count, body, zeros)
 
     @custom_vmap
-    def run(*operands: Array) -> tuple[Array, ...]:
+    def run(*operands: Array) -> Array:
         if max(x.size for x in operands) <= 2 * blocks.BLOCK_COEFFICIENTS:
             return whole(*operands)
         return lax.platform_dependent(*operands, cpu=blocked, default=whole)
@@ -183,31 +214,42 @@ def _in_blocks(function: Callable[..., Any], kinds: tuple[str, ...], num_out: in
                 x if kind == _KEY else jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
                 for x, kind in zip(operands, kinds, strict=True)
             ]
-            parts = [part.reshape(*part.shape[:-1], axis_size, -1) for part in run(*merged)]
-            return tuple(jnp.moveaxis(part, -2, 0) for part in parts), (True,) * num_out
+            out = run(*merged)
+            return jnp.moveaxis(out.reshape(*out.shape[:-1], axis_size, -1), -2, 0), True
         moving = [x for x, flag in zip(operands, in_batched, strict=True) if flag]
 
-        def one(moving: list[Array]) -> tuple[Array, ...]:
+        def one(moving: list[Array]) -> Array:
             rest = iter(moving)
             pairs = zip(operands, in_batched, strict=True)
             return run(*(next(rest) if flag else x for x, flag in pairs))
 
-        return lax.map(one, moving), (True,) * num_out
+        return lax.map(one, moving), True
 
     return run
 
 
 @partial(jax.jit, static_argnames=("params", "encoding"))
 def encode(lanes, *, params, encoding):
+    """Every lane times a constant modulo q, below 2q: as many as fit 32 bits are added up first.
+
+    Their quotients are added up too, so that they are multiplied by q only once.
+    """
     moduli, shape = params.moduli, lanes.shape[1:]
-    lanes = lanes.reshape(lanes.shape[0], 1, 1, -1)
-    q = moduli.q
+    lanes, q = lanes.reshape(lanes.shape[0], 1, 1, -1), moduli.q
+    at_once = ((1 << 32) - 1) // (2 * max(moduli.primes))
     total = None
-    for j in range(encoding.num_lanes):
-        factor = params.dropped_prime << (encoding.noise_bits + j * encoding.lane_bits)
-        scale = moduli.per_limb(lambda q, factor=factor: factor % q)
-        term = mul_shoup_lazy(lanes[j], jnp.asarray(scale), jnp.asarray(moduli.shoup(scale)), q)
-        total = term if total is None else subtract_once(total + term, 2 * q)  # below 2q
+    for start in range(0, encoding.num_lanes, at_once):
+        low = high = np.uint32(0)
+        group = range(start, min(start + at_once, encoding.num_lanes))
+        for j in group:
+            factor = params.dropped_prime << (encoding.noise_bits + j * encoding.lane_bits)
+            scale = moduli.per_limb(lambda q, factor=factor: factor % q)
+            low = low + lanes[j] * jnp.asarray(scale)
+            high = high + mulhi(lanes[j], jnp.asarray(moduli.shoup(scale)))
+        terms = low - high * q
+        for bit in reversed(range((len(group) - 1).bit_length())):  # below 2 * len(group) * q
+            terms = subtract_once(terms, (2 << bit) * q)
+        total = terms if total is None else subtract_once(total + terms, 2 * q)  # below 2q
     return subtract_once(total, q).reshape(-1, *shape)
 
 
@@ -221,7 +263,7 @@ def encrypt(public_key, message, words, *, params):
     u = _ternary(w[4], unused).reshape(params.ring_degree, batch)
     keys = modular.to_montgomery(jnp.stack([public_key.b, public_key.a]), moduli=moduli)
     run = _in_blocks(_public_key_block, (_KEY, _SMALL, _SMALL, _WIDE), 2, moduli)
-    return jnp.stack(run(keys, errors, u, message))
+    return run(keys, errors, u, message)
 
 
 def add(a, b, *, params):
@@ -248,8 +290,8 @@ def switch_modulus(ciphertext, *, params):
 @partial(jax.jit, static_argnames="params")
 def phase(secret_key, ciphertext, *, params):
     s = modular.to_montgomery(secret_key.s, moduli=params.moduli)
-    run = _in_blocks(_phase_block, (_KEY, _WIDE, _WIDE), 1, params.moduli)
-    return run(s, ciphertext[0], ciphertext[1])[0]
+    run = _in_blocks(_phase_block, (_KEY, *_COMPONENTS), 1, params.moduli)
+    return run(s, ciphertext, ciphertext)[0]
 
 
 @partial(jax.jit, static_argnames="params")
