@@ -50,7 +50,7 @@ openfhe: setup ## try again to make OpenFHE's environment
 	@$(VENV)/python scripts/openfhe_env.py
 
 bench-kernels: setup ## the kernels on this machine, into docs/benchmarks
-	@PYTHONPATH=kernels $(VENV)/python -m fedjax_kernels.bench --write docs/benchmarks
+	@PYTHONPATH=kernels $(VENV)/python tests/bench/bench_kernels.py
 
 bench-round: setup ## a round of 1,000 clients x 209,662 parameters, encrypted and not; CLIENTS=100
 	@$(VENV)/python tests/bench/bench_round.py --clients $(or $(CLIENTS),1000)

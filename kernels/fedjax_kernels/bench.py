@@ -1,29 +1,23 @@
 """Times the kernels on this machine: ``python -m fedjax_kernels.bench`` runs all of them.
 
 Each kernel's `bench` module has `rows()`. A figure is CPU time, so that other work on the machine
-disturbs it less; the first call, which compiles, is a row of its own. With ``--write FOLDER`` the
-figures are written to ``kernels.json`` there, and a page is rendered from that file alone.
+disturbs it less; the first call, which compiles, is a row of its own. ``make bench-kernels`` writes
+the figures and a page of them.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 KERNELS = ("modular", "ntt", "chacha", "discrete_gaussian", "rlwe")
-REPETITIONS = 11
+REPETITIONS = 7
 #: What a row's figures are divided by, and its unit: a million 32-bit words.
 MILLION = 1 << 20
 
@@ -106,64 +100,5 @@ def ratios(rows: Iterable[Row]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def document(rows: list[Row]) -> dict[str, Any]:
-    """What is written: the machine, versions, commit, rows and ratios."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "machine": {"processor": _processor(), "cores": cores, "system": platform.system()},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "commit": _commit(),
-        "rows": [row._asdict() for row in rows],
-        "ratios": ratios(rows),
-    }
-
-
-def page(found: dict[str, Any]) -> str:
-    """The page of a document of :func:`document`, as Markdown."""
-    machine, versions = found["machine"], found["versions"]
-    lines = [
-        "# Kernels on a CPU",
-        "",
-        "Written by `make bench-kernels`; every figure is in `kernels.json`.",
-        "",
-        f"{machine['processor']}, {machine['cores']} cores, jax {versions['jax']}, Python "
-        f"{versions['python']}, commit {found['commit']}. {REPETITIONS} repetitions.",
-        "",
-        table(Row(**row) for row in found["rows"]),
-        "",
-        "| ratio | |",
-        "|---|---|",
-        *(f"| {name} | {value:.3g} |" for name, value in found["ratios"].items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def main(arguments: list[str]) -> None:
-    """Prints the table; ``--write FOLDER`` writes the file and the page."""
-    rows = list(all_rows())
-    print(table(rows))
-    if arguments[:1] == ["--write"]:
-        folder = Path(arguments[1])
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "kernels.json"
-        file.write_text(json.dumps(document(rows), indent=1) + "\n")
-        (folder / "kernels.md").write_text(page(json.loads(file.read_text())))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print(table(all_rows()))

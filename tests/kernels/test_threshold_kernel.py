@@ -87,7 +87,11 @@ class Key:
 
 @pytest.mark.parametrize(
     ("case", "x64"),
-    [(cases.CASES[0], False), (cases.CASES[1], True), (cases.CASES[2], False)],
+    [
+        (cases.CASES[0], False),
+        (cases.CASES[1], True),
+        pytest.param(cases.CASES[2], False, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_equals_the_reference_bit_for_bit(case, x64):
@@ -415,3 +419,26 @@ def test_noise_bits_leave_room_for_all_floods():
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_shares_of_the_most_holders_are_uniform_beside_any_flood():
+    """A word too few a residue, and the shares themselves would tell more than 2^-60."""
+    params, n, t = rlwe.parameters("rlwe-16384-408"), threshold.MAX_PARTIES, threshold.MAX_PARTIES
+    residues = (t - 1) * params.num_limbs * params.ring_degree
+    drawn_bits = 32 * threshold.share_words_needed(params, t) // residues
+    distance = math.log2(n * residues * max(params.moduli.primes)) - drawn_bits - 2
+    assert distance < -(threshold.MAX_FLOODING_BITS + 6)
+
+
+@pytest.mark.parametrize(("bits", "fits"), [(40, True), (60, False)])
+def test_masks_of_many_pairs_count_in_the_distance(bits, fits):
+    """2016 pairs, 14 primes, 2^20 coefficients, 256 sums: 2^42.8 residues 2^-100 from uniform."""
+    params, openings = rlwe.parameters("rlwe-16384-408"), threshold.Openings(64, 64, 256, bits)
+    if fits:
+        flooding = threshold.flooding_needed(params, 16, 1 << 20, openings)
+        assert threshold.distance_log2(flooding, params, 16, 1 << 20, openings) <= -bits
+        wide = threshold.Flooding(flooding.num_parts + 3, 1000)  # its shift is next to nothing
+        assert threshold.distance_log2(wide, params, 16, 1 << 20, openings) > -58
+    else:
+        with pytest.raises(ValueError, match="within 2.-62 of their ideal, got 2.-57"):
+            threshold.flooding_needed(params, 16, 1 << 20, openings)

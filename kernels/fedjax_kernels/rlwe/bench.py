@@ -12,8 +12,8 @@ from fedjax_kernels import chacha, rlwe
 from fedjax_kernels.bench import MILLION, Row, table, timed, uniform_words
 
 SUMMANDS, LANE_BITS = 1024, 26
-PUBLIC_SETS = ("rlwe-8192-201", "rlwe-8192-210", "rlwe-8192-212", "rlwe-4096-97")
-SECRET_SETS = ("rlwe-4096-90",)
+PUBLIC_SETS = ("rlwe-8192-201", "rlwe-8192-212")
+SECRET_SETS = ("rlwe-8192-196",)
 
 
 def _plan(name: str, form: Any) -> tuple[rlwe.Parameters, rlwe.Encoding, int]:
