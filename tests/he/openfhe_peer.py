@@ -18,7 +18,7 @@ class Peer:
     """One context, a key pair of its own, and perhaps a public key of the other side."""
 
     def make(self, scheme, depth, first, scaling, plaintext_modulus=0, technique="FIXEDMANUAL",
-             batch=0):
+             batch=0, secrets="UNIFORM_TERNARY", stddev=0.0):
         parameters = getattr(openfhe, f"CCParams{scheme}")()
         if scheme == "BGVRNS":
             parameters.SetPlaintextModulus(plaintext_modulus)
@@ -28,6 +28,9 @@ class Peer:
         parameters.SetFirstModSize(first)
         parameters.SetScalingModSize(scaling)
         parameters.SetMultiplicativeDepth(depth)
+        parameters.SetSecretKeyDist(getattr(openfhe, secrets))
+        if stddev:
+            parameters.SetStandardDeviation(stddev)
         if batch:
             parameters.SetBatchSize(batch)
         self.ckks = scheme == "CKKSRNS"

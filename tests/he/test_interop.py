@@ -78,7 +78,8 @@ def test_every_root_gives_the_transform_by_its_definition(power):
     degree = 16
     moduli = Moduli(ntt_primes(degree, 28, 2), degree)
     roots = tuple(pow(ntt.primitive_root(q, degree), power, q) for q in moduli.primes)
-    context = serialised.Header(serialised.CKKS, degree, moduli.primes, roots, 20, 0, (), b"")
+    context = serialised.Header(
+        serialised.CKKS, degree, moduli.primes, roots, 20, 0, 3.19, 1, (), b"")
     rng = np.random.default_rng(power)
     x = np.stack([rng.integers(0, q, (degree, 2)) for q in moduli.primes], axis=0)
     polynomials = np.stack([x, x[..., ::-1]]).astype(np.uint32)
@@ -179,6 +180,22 @@ def test_a_context_below_128_bits_is_refused():
             interop._parameters(serialised.Header(**{**vars(bgv), "plaintext_modulus": t}))
     with pytest.raises(ParameterError, match="bits of scale from 2 to 59"):
         interop._parameters(serialised.Header(**{**vars(strong), "plaintext_modulus": 60}))
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_the_distributions_of_a_context_are_read(name):
+    made = header(name)
+    assert made.error_stddev == np.float32(3.19) and made.secret_distribution == 1
+
+
+@pytest.mark.parametrize("changes", [
+    {"error_stddev": 0.1}, {"error_stddev": 3.18}, {"error_stddev": math.nan},
+    {"secret_distribution": 2}, {"secret_distribution": 3}])
+def test_a_context_of_weaker_distributions_is_refused(changes):
+    """The tables of 128 bits hold for dense secrets and errors of 3.19 or more."""
+    weak = serialised.Header(**{**vars(header(CKKS_THREE)), **changes})
+    with pytest.raises(ParameterError, match="secrets that are not sparse"):
+        interop._parameters(weak)
 
 
 @pytest.mark.parametrize("name", [CKKS_ONE, BGV_TWO])
@@ -385,8 +402,14 @@ def test_what_interop_does_not_cover_is_refused(peer):
              "FIXEDMANUAL")):
         with pytest.raises(ParameterError, match=need):
             interop.import_public_key(peer.call("make", **case), version=peer.about["openfhe"])
-    key = interop.import_public_key(peer.call("make", **CASES["ckks, three limbs"]),
-                                    version=peer.about["openfhe"])
+    case = CASES["ckks, three limbs"]
+    for weak in ({"secrets": "SPARSE_TERNARY"}, {"stddev": 1.0}):
+        with pytest.raises(ParameterError, match="secrets that are not sparse"):
+            interop.import_public_key(peer.call("make", **case, **weak),
+                                      version=peer.about["openfhe"])
+    dense = peer.call("make", **case, secrets="GAUSSIAN")
+    assert interop.import_public_key(dense, version=VERSION).params.security_bits == 128
+    key = interop.import_public_key(peer.call("make", **case), version=peer.about["openfhe"])
     fresh = peer.call("encrypt", values=np.ones((1, 8)))
     with pytest.raises(ParameterError, match="multiplied, rescaled"):
         interop.import_ciphertext(key, peer.call("multiply", contents=fresh),

@@ -75,6 +75,8 @@ _MAX_PRIME = 1 << 30
 _ASK_FOR = ("Ask the other side for SetFirstModSize(30), SetScalingModSize(28) and "
             "SetMultiplicativeDepth(n) for n + 1 primes")
 _FIXED_MANUAL = 0
+_DENSE = (0, 1)  # Gaussian and uniform ternary secrets
+_LEAST_STDDEV = 3.18999  # of errors: OpenFHE's own is 3.19 in single precision
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,7 +188,8 @@ def import_public_key(content: bytes, *, version: str) -> ContextKey:
 
     Raises:
         ParameterError: a version that was not tested; bytes that are no public key of it; primes
-            that our kernels do not take; parameters below 128 bits of security.
+            that our kernels do not take; parameters below 128 bits of security, sparse secrets or
+            errors narrower than 3.19, as its context says.
 
     Example:
         >>> import_public_key(b"", version="1.6.1.0")
@@ -300,7 +303,8 @@ def import_ciphertext(key: ContextKey, contents: Sequence[bytes], *, version: st
         header, tag, residues, tail = serialised.read_ciphertext(content)
         ours = key._header
         same = [getattr(header, name) == getattr(ours, name)
-                for name in ("scheme", "ring_degree", "primes", "roots", "plaintext_modulus")]
+                for name in ("scheme", "ring_degree", "primes", "roots", "plaintext_modulus",
+                             "error_stddev", "secret_distribution")]
         if not all(same) or tag != key.tag:
             raise ParameterError(
                 where, need=f"one of the key {key.tag}", fix="Encrypt under that key.",
@@ -341,6 +345,12 @@ def _parameters(header: Header) -> rlwe.Parameters:
         what = "plaintext modulus" if header.scheme == BGV else "bits of scale"
         raise ParameterError(where, need=f"a {what} from 2 to {largest - 1}, not one of the primes",
                              found=str(header.plaintext_modulus), fix=f"Ask for another {what}.")
+    dense = header.secret_distribution in _DENSE
+    if not (header.error_stddev >= _LEAST_STDDEV and dense):  # NaN fails too
+        raise ParameterError(
+            where, need="errors of standard deviation 3.19 and secrets that are not sparse, as the "
+            "tables of 128 bits assume", found="others in its context",
+            fix="Ask the other side to leave out SetStandardDeviation and SetSecretKeyDist.")
     name = f"openfhe-{header.ring_degree}-{math.prod(header.primes).bit_length()}"
     try:
         return rlwe.Parameters(name, Moduli(header.primes, header.ring_degree))

@@ -42,6 +42,8 @@ class Header:
         primes, roots: of the ciphertext modulus, each with OpenFHE's primitive 2N-th root.
         plaintext_modulus: BGV: t. CKKS: the scaling factor's bits.
         scaling_technique: 0 for FIXEDMANUAL.
+        error_stddev: the standard deviation of its errors.
+        secret_distribution: 0 Gaussian, 1 uniform ternary; others are sparse.
         ids: the numbers by which polynomials refer to the moduli, those of all primes last.
         encoded: the context's own bytes.
     """
@@ -52,6 +54,8 @@ class Header:
     roots: tuple[int, ...]
     plaintext_modulus: int
     scaling_technique: int
+    error_stddev: float
+    secret_distribution: int
     ids: tuple[int, ...]
     encoded: bytes = dataclasses.field(repr=False)
 
@@ -195,10 +199,13 @@ class _Reader:
             self.version(base)
         whole, (degree, limbs) = self.shared(self.crt_parameters)
         _, plaintext_modulus = self.shared(self._encoding_parameters)
-        self.take(8)  # standard deviation of the error and assurance, two floats
+        error_stddev = self.number("f")
+        self.take(4)  # assurance
         self.expect("Q", plaintext_modulus if scheme == BGV else 1)  # the error's factor
         self.take(4 + 8 + 4 * 4)  # digit size, noise estimate, counts
-        self.take(4 * 6 + 4 + 8 + 8 + 8 + 4)
+        self.number("I")  # technique of proxy re-encryption
+        secret_distribution = self.number("I")
+        self.take(4 * 4 + 4 + 8 + 8 + 8 + 4)
         self.number("I")  # key switching technique
         scaling_technique = self.number("I")
         self.take(4 * 9)  # of further techniques, digits and depths
@@ -215,6 +222,7 @@ class _Reader:
         primes = tuple(limb[1] for _, limb in limbs)
         roots = tuple(limb[2] for _, limb in limbs)
         return Header(scheme, degree, primes, roots, plaintext_modulus, scaling_technique,
+                      error_stddev, secret_distribution,
                       (*(number for number, _ in limbs), whole),
                       bytes(self.content[start:self.position]))
 
