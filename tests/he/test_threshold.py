@@ -392,6 +392,30 @@ def test_openings_are_counted_on_disk(tmp_path):
         again.opener.open(3, MODEL, again.submissions(3))
 
 
+def test_two_processes_with_one_folder_share_the_openings(tmp_path):
+    """As two programs that were started on one folder by mistake: both read it before either
+    answers."""
+    one = Round(2, 3, dim=50, folder=tmp_path, max_openings=2)
+    other = Round(2, 3, dim=50, folder=tmp_path, max_openings=2)
+    for number, made in ((1, one), (2, other)):
+        made.opener.open(number, MODEL, made.submissions(number))
+    for number, made in ((3, one), (4, other)):
+        with pytest.raises(OpeningError, match="all 2 used up"):
+            made.opener.open(number, MODEL, made.submissions(number))
+    assert len(list(tmp_path.rglob("holder-1/answer-*"))) == 2
+
+
+def test_a_kill_while_an_answer_is_counted_does_not_lose_the_holder(tmp_path):
+    before = Round(2, 3, dim=50, folder=tmp_path)
+    folder = next(tmp_path.rglob("holder-1/share-holder.key")).parent
+    (folder / "answer-000001-1.2.tmp").touch()  # write_durably's, before it is renamed
+    after = Round(2, 3, dim=50, folder=tmp_path)
+    assert [holder.openings_left for holder in after.holders] == [16, 16, 16]
+    opened = after.opener.open(1, MODEL, after.submissions())
+    np.testing.assert_array_equal(opened.total, after.total())
+    assert after.opener.key_id == before.opener.key_id
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from .plan import ThresholdPlan
 _FILE = "share-holder.key"
 _FILE_VERSION = 1
 _WITNESS_BYTES = 64
+_ANSWER = re.compile(r"answer-(\d+)-(\d+(?:\.\d+)*)")  # its round and its set
 
 
 class ShareHolder:
@@ -310,19 +315,23 @@ class ShareHolder:
 
     def _count(self, where: str, round: int, members: tuple[int, ...]) -> None:
         """Note the answer before it is made; refuse it where none is left."""
-        if (round, members) in self._answered:
-            return
-        if self.openings_left < 1:
-            raise OpeningError(
-                where,
-                need="an opening that is left",
-                found=f"all {self.plan.openings.max_openings} used up",
-                fix="Begin a new run, with a new key; more max_openings need more noise.",
-            )
-        if self.setting.folder is not None:
-            name = f"answer-{round:06d}-{'.'.join(map(str, members))}"
-            write_durably(self.setting.folder / name, b"")
-        self._answered.add((round, members))
+        folder = self.setting.folder
+        with _locked(folder):
+            if folder is not None:  # another process may have answered meanwhile
+                self._answered |= _answers_in(folder)
+            if (round, members) in self._answered:
+                return
+            if self.openings_left < 1:
+                raise OpeningError(
+                    where,
+                    need="an opening that is left",
+                    found=f"all {self.plan.openings.max_openings} used up",
+                    fix="Begin a new run, with a new key; more max_openings need more noise.",
+                )
+            if folder is not None:
+                name = f"answer-{round:06d}-{'.'.join(map(str, members))}"
+                write_durably(folder / name, b"")
+            self._answered.add((round, members))
 
     def _decrypt(self, share, total, round, digest, members) -> np.ndarray:
         transport, polynomials = self.plan.packing.transport, self.plan.packing.num_polynomials
@@ -428,9 +437,7 @@ class ShareHolder:
             public_key=fields["public_key"],
         )
         self._confirmations = fields["confirmations"]
-        for path in folder.glob("answer-*"):
-            _, round, members = path.name.split("-")
-            self._answered.add((int(round), tuple(map(int, members.split(".")))))
+        self._answered = _answers_in(folder)
         if self._confirmations:
             self._serve()
         return True
@@ -448,6 +455,26 @@ def _set_bytes(members: Sequence[int]) -> bytes:
 
 def _words(key: bytes, count: int) -> np.ndarray:
     return np.asarray(host_words(key, count), np.uint32)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path | None) -> Iterator[None]:
+    """One at a time, among the threads and processes that share the folder."""
+    if folder is None:
+        yield
+        return
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _answers_in(folder: Path) -> set[tuple[int, tuple[int, ...]]]:
+    """The answers that were counted; one that a crash left half written was never made."""
+    names = (_ANSWER.fullmatch(path.name) for path in folder.glob("answer-*"))
+    return {(int(name[1]), tuple(map(int, name[2].split(".")))) for name in names if name}
 
 
 def _read_file(path: Path, name: str) -> dict[str, Any]:
