@@ -60,7 +60,8 @@ class Parameters:
             empty where ciphertexts travel as they are.
 
     Raises:
-        ValueError: the set has less than 128 bits of security by either table.
+        ValueError: the set has less than 128 bits of security by either table, or its transport
+            set is not what is left of it without its last prime.
 
     Example:
         >>> parameters("rlwe-4096-90").security_bits
@@ -86,6 +87,14 @@ class Parameters:
                 f"most {allowed}, got log2 Q = {bits} at N={degree}. "
                 "Use fewer or smaller primes, or a larger ring degree."
             )
+        if self.transport_name:
+            moduli = parameters(self.transport_name).moduli
+            if (moduli.primes, moduli.ring_degree) != (self.moduli.primes[:-1], degree):
+                raise ValueError(
+                    f"parameter set {self.name!r} needs a transport set of its own ring with its "
+                    f"primes but the last, got {self.transport_name!r}. Switching the modulus "
+                    "drops that prime and no other."
+                )
 
     @property
     def transport(self) -> Parameters:
