@@ -39,7 +39,10 @@ class ThresholdNoise:
         )
 
     def worst_case_bits(self, params: rlwe.Parameters, num_summands: int) -> int:
-        """Noise bits beyond which more are of no use: wrong with a chance below 2^-600."""
+        """Noise bits beyond which more are of no use.
+
+        At four times the least threshold the tail is below 2^-600: what is left is that of keys.
+        """
         return self.bits_needed(params, num_summands, params.ring_degree << 10) + 2
 
 

@@ -44,8 +44,12 @@ def contribution_words_needed(params: Parameters) -> int:
 
 
 def share_words_needed(params: Parameters, threshold: int) -> int:
-    """How many secret random words :func:`share` takes: 3 (t - 1) L N, L as ciphertexts travel."""
-    return 3 * (threshold - 1) * params.num_limbs * params.ring_degree
+    """How many secret random words :func:`share` takes: 4 (t - 1) L N, L as ciphertexts travel.
+
+    A residue of 128 bits modulo q is within 2^-100 of uniform. With 96 bits, the shares of 64
+    holders would together be 2^-40 from uniform, as far as the least flood leaves a sum's noise.
+    """
+    return 4 * (threshold - 1) * params.num_limbs * params.ring_degree
 
 
 def flood_words_needed(params: Parameters, flooding: Flooding, batch: int) -> int:
@@ -56,8 +60,8 @@ def flood_words_needed(params: Parameters, flooding: Flooding, batch: int) -> in
 def mask_words_needed(params: Parameters, batch: int) -> int:
     """How many random words, shared by two holders, :func:`mask` takes: 4 L N batch.
 
-    A residue of 128 bits modulo q is within 2^-98 of uniform: a million of them in each of a
-    thousand openings together are within 2^-68.
+    A residue of 128 bits modulo q is within 2^-100 of uniform: a million of them in each of a
+    thousand openings together are within 2^-70.
     """
     return 4 * params.num_limbs * params.ring_degree * batch
 

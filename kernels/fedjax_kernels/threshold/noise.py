@@ -10,8 +10,9 @@ also over openings that are chosen in the light of earlier ones, and Pinsker's i
     total variation <= sqrt(sum over openings of |v|^2) / (2 sigma).
 
 |v|^2 is bounded by the inequality for quadratic forms of sub-Gaussian vectors, its probability of
-failure, the sampler's distance from its ideal and the shift's are added up, and sigma is the least
-for which the total is at most 2^-flooding_bits, over all openings that a key allows.
+failure, the sampler's distance from its ideal, that of shares and masks from uniform, and the
+shift's are added up, and sigma is the least for which the total is at most 2^-flooding_bits, over
+all openings that a key allows.
 
 Sources: Canonne, Kamath, Steinke (arXiv 2004.00010), proposition 5, for the divergence, and fact 18
 for the tails; Tsybakov, "Introduction to Nonparametric Estimation", lemma 2.5, for Pinsker's
@@ -43,6 +44,8 @@ MIN_TOP_SIGMA = 8
 #: How many bits rarer than the flooding's distance each side event is.
 _MARGIN_BITS = 6
 _TERNARY_VARIANCE = 2 / 3
+#: How far 128 bits modulo a prime below 2^30 are from uniform: q / 2^130 at most.
+_UNIFORM_LOG2 = -100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +244,20 @@ def distance_log2(
     """
     norm = noise_norm_log2(params, num_summands, num_coefficients, openings)
     shift = norm + math.log2(openings.num_sums) / 2 - 1 - math.log2(flooding.sigma)
-    sampled = math.log2(num_coefficients) + math.log2(openings.num_sums) + flooding.sampler_log2
+    drawn = _drawn_log2(flooding, params, num_coefficients, openings)
     rare = -(openings.flooding_bits + _MARGIN_BITS - 1)
-    return math.log2(2.0**shift + 2.0**sampled + 2.0**rare)
+    return math.log2(2.0**shift + 2.0**drawn + 2.0**rare)
+
+
+def _drawn_log2(
+    flooding: Flooding, params: Parameters, num_coefficients: int, openings: Openings
+) -> float:
+    """How far all floods, shares and masks of a key are from what they should be drawn from."""
+    limbs, n, t = params.transport.num_limbs, openings.num_parties, openings.threshold
+    floods = num_coefficients * openings.num_sums * 2.0**flooding.sampler_log2
+    masks = openings.num_sums * math.comb(t, 2) * limbs * num_coefficients
+    shares = n * (t - 1) * limbs * params.ring_degree
+    return math.log2(floods + (masks + shares) * 2.0**_UNIFORM_LOG2)
 
 
 @lru_cache(maxsize=1024)
@@ -271,11 +285,11 @@ def flooding_needed(
         >>> 60 < math.log2(flooding.sigma) < 61
         True
     """
-    draws = math.log2(num_coefficients) + math.log2(openings.num_sums)
-    if draws + Flooding(16, MIN_TOP_SIGMA).sampler_log2 > -(openings.flooding_bits + 2):
+    drawn = _drawn_log2(Flooding(16, MIN_TOP_SIGMA), params, num_coefficients, openings)
+    if drawn > -(openings.flooding_bits + 2):
         raise ValueError(
             f"flooding_needed needs draws that are together within 2^-{openings.flooding_bits + 2} "
-            f"of their ideal, got 2^{draws:.0f} draws. Use fewer openings, coefficients or bits."
+            f"of their ideal, got 2^{drawn:.0f}. Use fewer openings, holders, coefficients or bits."
         )
     norm = noise_norm_log2(params, num_summands, num_coefficients, openings)
     parts = 1
@@ -300,7 +314,9 @@ def failure_log2(
 ) -> float:
     """Bounds the probability that any coefficient of one opened sum comes out wrong.
 
-    The noise is the ciphertexts' and the floods of t holders; all are sub-Gaussian.
+    The noise is the ciphertexts' and the floods of t holders; all are sub-Gaussian. The distance
+    of t floods' draws from discrete Gaussians is added, and the ternary sampler's bias is a factor
+    next to 1, as in :func:`fedjax_kernels.rlwe.failure_log2`.
 
     Args:
         params: the parameter set under which clients encrypt.
@@ -317,14 +333,16 @@ def failure_log2(
     threshold = 1 << (noise_bits - 1)
     if worst + openings.threshold * flooding.worst_case < threshold:
         return -math.inf
+    draws = openings.threshold * num_coefficients * 2.0**flooding.sampler_log2
+    drawn = num_coefficients * num_summands + openings.num_parties * params.ring_degree
     best = 0.0
     for bits in (40, 44, 48, 56, 64, 80, 96, 128):
         variance = noise_variance(params, num_summands, openings.num_parties, bits)
         variance += openings.threshold * flooding.sigma**2
         tail = 1 + math.log2(num_coefficients) - threshold**2 / (2 * variance) / math.log(2)
-        key = 1.0 - bits
+        key = math.log2(2.0 ** (1 - bits) + draws)
         total = max(tail, key) + math.log2(1 + 2.0 ** -abs(tail - key))
-        best = min(best, total)
+        best = min(best, total + 3 * 2.0**-64 * drawn / math.log(2))
     return best
 
 

@@ -32,7 +32,7 @@ def total(parts, *, params):
 
 def share(secret, words, *, params, threshold, num_parties):
     moduli = params.moduli
-    wide = np.asarray(words).reshape(3, threshold - 1, params.num_limbs, params.ring_degree, 1)
+    wide = np.asarray(words).reshape(4, threshold - 1, params.num_limbs, params.ring_degree, 1)
     coefficients = [modular.reduce_words(wide[:, k], moduli=moduli) for k in range(threshold - 1)]
     constant = rlwe._integers(secret)[: params.num_limbs]
     shares = []

@@ -42,7 +42,7 @@ def total(parts, *, params):
 @partial(jax.jit, static_argnames=("params", "threshold", "num_parties"))
 def share(secret, words, *, params, threshold, num_parties):
     moduli = params.moduli
-    wide = words.reshape(3, threshold - 1, params.num_limbs, params.ring_degree, 1)
+    wide = words.reshape(4, threshold - 1, params.num_limbs, params.ring_degree, 1)
     coefficients = modular.reduce_words(wide, moduli=moduli)
     constant = secret[: params.num_limbs]
     shares = []
