@@ -36,8 +36,8 @@ def main() -> None:
             "calls; the first call, which traces and compiles, is a column of its own. Figures "
             '"per 2^20" are for that many 32-bit words, whatever the case holds; of encryption, '
             "for the whole update of 2^20 values of 16 bits.",
-            f"Other work was going on: the load average was {load} before and after. The lowest "
-            "figures are the ones that it disturbed least.",
+            f"Other work was going on: the load average was {load} before and after. Lowest "
+            "figures far below their median are slips of the machine's CPU clock.",
             tries(),
         ],
         rows=[Row(**figure._asdict()) for figure in figures],
