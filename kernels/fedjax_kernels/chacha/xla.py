@@ -5,10 +5,8 @@ seven times as long to compile. Blocks are made in chunks that stay in the cache
 adds streams to a chunk rather than making chunks larger: without that rule, 64 streams of
 65,536 words took three times as long.
 
-How long a chunk is best depends on how XLA:CPU compiles the loop over chunks. jax 0.12 makes one
-kernel of a chunk of a few hundred blocks, whose state stays in the nearest cache; jax 0.10 makes a
-kernel of every operation, and longer chunks pay for starting them. CPU ms for 2^20 words on one
-core of a Xeon at 2.5 GHz:
+How long a chunk is best depends on the version of jax; why was not looked into, and no version
+between these two was measured. Least CPU ms for 2^20 words on one core of a Xeon at 2.5 GHz:
 
     blocks of a chunk      128   256   384   512   768  1024  2048  4096
     jax 0.12               5.1   4.8   6.7   6.4   6.6   7.8   7.3   7.4
