@@ -218,12 +218,7 @@ class Engine:
                 "Round each record to integers first.",
             )
         keys = np.asarray(keys)
-        if keys.shape != (len(self.dataset.clients), 8) or keys.dtype != np.uint32:
-            raise _refuse(
-                f"keys of shape [{len(self.dataset.clients)}, 8] and dtype uint32",
-                f"{keys.dtype}{list(keys.shape)}",
-                "Give each client eight 32-bit words of fresh randomness.",
-            )
+        self._check_keys(keys)
         with_states = states is not None
         name = ("record_sums", encode_record, dtype, with_states, _shape_of(into))
         if name not in self._programs:
@@ -299,6 +294,8 @@ class Engine:
         num_clients = len(self.dataset.clients)
         if into is None:
             return Rows.of(range(num_clients), num_clients)
+        if not isinstance(into, Rows | Total):
+            raise _refuse("a sink: Rows or Total", type(into).__name__, "Leave into= out.")
         clients = np.asarray(into.clients)
         known = not clients.size or (clients.min() >= 0 and clients.max() < num_clients)
         if not known or len(set(into.clients)) != len(into.clients):
@@ -313,7 +310,19 @@ class Engine:
                 str(len(into.clients)),
                 "Make chunks smaller, or give them more rows.",
             )
+        if isinstance(into, Total):
+            # Too few keys would not fail in a compiled program: the last would serve several.
+            self._check_keys(np.asarray(into.keys))
         return into
+
+    def _check_keys(self, keys: np.ndarray) -> None:
+        num_clients = len(self.dataset.clients)
+        if keys.shape != (num_clients, 8) or keys.dtype != np.uint32:
+            raise _refuse(
+                f"keys of shape [{num_clients}, 8] and dtype uint32",
+                f"{keys.dtype}{list(keys.shape)}",
+                "Give each client of the dataset eight 32-bit words of fresh randomness.",
+            )
 
     def _run(self, program: Callable[..., Any], params: Params, draw: Draw, extra: Any, into: Sink):
         self.model.ravel(params)  # refuses the parameters of another model

@@ -48,7 +48,8 @@ def pack_draw(
 
     Args:
         indices: for each client the row numbers of its drawn records, ``[count]`` or
-            ``[epochs, count]`` integers; empty for a client that takes no part.
+            ``[epochs, count]`` integers; empty for a client that takes no part (``[epochs, 0]``
+            keeps the number of epochs where nobody takes part).
         offsets: ``[clients + 1]``, where each client's rows begin.
         clients: the clients' ids, for messages.
         batch_size: records in a batch.
@@ -81,7 +82,8 @@ def pack_draw(
         raise _refuse(
             "the same number of epochs for every client", f"{sorted(lengths)}", "Make them equal."
         )
-    epochs = lengths.pop() if lengths else 1
+    # Where nobody drew a record, empty arrays still say how many epochs there are.
+    epochs = lengths.pop() if lengths else max(len(order) for order in orders)
     room = epochs * int(offsets[-1]) + batch_size  # a last batch may read beyond the last record
     shape = (num_devices, len(clients))
     rows = np.zeros((num_devices, room), np.int32)
@@ -108,7 +110,8 @@ def _checked(
 ) -> np.ndarray:
     order = np.asarray(rows)
     if order.size == 0:
-        return np.zeros((1, 0), np.int32)
+        epochs = len(order) if order.ndim == 2 and not distinct else 1
+        return np.zeros((max(epochs, 1), 0), np.int32)
     if order.ndim not in (1, 2) or not np.issubdtype(order.dtype, np.integer):
         raise _refuse(
             f"row numbers of {clients[c]!r} as integers [count] or [epochs, count]",
