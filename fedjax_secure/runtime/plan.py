@@ -21,10 +21,11 @@ Encryption = Literal["lattice", "threshold", "openfhe", "off"]
 
 _RING_BITS = 24
 _SLACK = 1e-9  # above what the noise of summed integer shares adds to epsilon in a round
-# As code, and what the code makes.
-_SCHEMES = {"lattice": ("public_key()", lambda: he.public_key()),
-            "threshold": ("threshold(2, 3)", lambda: he.threshold(2, 3)),
-            "openfhe": ("openfhe_bgv()", lambda: he.openfhe_bgv())}
+# Of fs.he, with arguments.
+_SCHEMES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "lattice": ("public_key", ()), "threshold": ("threshold", (2, 3)),
+    "openfhe": ("openfhe_bgv", ())}
+_OPENINGS = 256  # of a threshold key, unless there are more rounds
 _CHOICES = {"model": get_args(ModelName),
             "encryption": get_args(Encryption)}
 
@@ -168,7 +169,8 @@ class FederationPlan:
             stages.append(privacy.discrete_gaussian(self.noise_multiplier(dataset),
                                                     missing_shares=self.missing_shares))
         if self.encryption != "off":
-            stages.append(he.encrypt(_SCHEMES[self.encryption][1]()))
+            name, arguments, options = self._scheme()
+            stages.append(he.encrypt(getattr(he, name)(*arguments, **options)))
         federation = Federation(
             model, dataset, algorithms.fed_sgd(optax.sgd(self.learning_rate, momentum=0.9)),
             chain(*stages), selection=selection.poisson_records(self.sampling_rate(dataset)),
@@ -186,6 +188,12 @@ class FederationPlan:
         return privacy.Budget.open(
             dataset.population_fingerprint, dataset.unit, epsilon=self.target_epsilon,
             dp_delta=self.dp_delta, folder=place / "budget" if own else None, label=label)
+
+    def _scheme(self) -> tuple[str, tuple[int, ...], dict[str, int]]:
+        """Of ``fs.he``: the scheme's name, and what it is called with."""
+        name, arguments = _SCHEMES[self.encryption]
+        more = self.encryption == "threshold" and self.rounds > _OPENINGS
+        return name, arguments, {"max_openings": self.rounds} if more else {}
 
     def _data_code(self) -> str:
         if self.data == "heart_disease":
@@ -205,7 +213,10 @@ class FederationPlan:
             stages.append("fs.privacy.discrete_gaussian(noise, missing_shares="
                           f"{self.missing_shares}),")
         if self.encryption != "off":
-            stages.append(f"fs.he.encrypt(fs.he.{_SCHEMES[self.encryption][0]}),")
+            name, arguments, options = self._scheme()
+            given = ", ".join([*map(repr, arguments),
+                               *(f"{key}={value!r}" for key, value in options.items())])
+            stages.append(f"fs.he.encrypt(fs.he.{name}({given})),")
         lines = ["import optax", "import fedjax_secure as fs", "",
                  self._data_code(), f"model = {model}",
                  f"rate = {self.expected_batch} / len(data.y)"]
