@@ -344,7 +344,12 @@ class OnceOpener:
             OpeningError: the run does not trust its aggregator, the scheme cannot do this, or too
                 few, unknown or repeated clients.
         """
-        where, names = f"opening round {round}", tuple(sorted(clients))
+        where = f"opening round {round}"
+        if not isinstance(total, bytes) or not all(isinstance(name, str) for name in clients):
+            raise OpeningError(where, need="a sum's bytes and the clients' ids",
+                               found="something of another type",
+                               fix="Give to_wire(...)'s message of the sum, and the cohort's ids.")
+        names = tuple(sorted(clients))
         fields = (_TOTAL_DOMAIN, model_digest, hashlib.sha256(total).digest(),
                   *(name.encode() for name in names))
         digest = hashlib.sha256(

@@ -168,12 +168,13 @@ class Spec:
         checks = (
             (self.dim >= 1, "at least one value per update", f"dim={self.dim}"),
             (self.num_clients >= 1, "at least one client", f"num_clients={self.num_clients}"),
-            (1 <= self.min_clients <= self.num_clients,
-             f"min_clients from 1 to num_clients={self.num_clients}",
-             f"min_clients={self.min_clients}"),
+            (_is_whole(self.min_clients) and 1 <= self.min_clients <= self.num_clients,
+             f"min_clients, a whole number from 1 to num_clients={self.num_clients}",
+             f"min_clients={self.min_clients!r}"),
             (self.num_records >= 1, "at least one record", f"num_records={self.num_records}"),
-            (math.isfinite(self.denominator) and self.denominator > 0,
-             "a positive public denominator", f"denominator={self.denominator}"),
+            (isinstance(self.denominator, int | float) and math.isfinite(self.denominator)
+             and self.denominator > 0,
+             "a positive public denominator", f"denominator={self.denominator!r}"),
         )
         for holds, need, found in checks:
             if not holds:
@@ -254,6 +255,10 @@ class Spec:
         return _threat_model(self, outside)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
     client, unit = spec.client_name, spec.unit_name
     opens = ("Simulation on one machine: this process sees everything. The sentences below hold "
@@ -268,7 +273,9 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         wire = (f"each {client}'s update, unless the transport is encrypted, as the server does.")
         opener = spec.opener or "the server itself, which reads every update."
     else:
-        server = (f"ciphertexts, the signed list of {client}s, the opened sum and each new model;"
+        senders = (f"the signed list of {client}s" if spec.aggregator == "untrusted" else
+                   f"which {client}s sent them")
+        server = (f"ciphertexts, {senders}, the opened sum and each new model;"
                   f" never one {client}'s update.")
         wire = "ciphertexts and their sizes, who sent them and when, and the new model."
         opener = spec.opener

@@ -9,6 +9,7 @@ program in which it was made, and nothing of one client leaves it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..algorithms import Algorithm
-from ..core import Aggregation, Cohort, Setting, Signer, Source, SpecError, Submission
+from ..core import (
+    Aggregation,
+    Cohort,
+    OpeningError,
+    Setting,
+    Signer,
+    Source,
+    SpecError,
+    Submission,
+)
 from ..core.randomness import device_keys
 from ..core.stage import States, require_finite
 from ..training import Engine, Rows, Total
@@ -51,10 +61,11 @@ def chunk_size(chunk_clients: int | None, num_clients: int, dim: int) -> int:
     """
     if chunk_clients is None:
         chunk_clients = max(1, _CHUNK_VALUES // dim)
-    if isinstance(chunk_clients, bool) or not isinstance(chunk_clients, int) or chunk_clients < 1:
-        raise SpecError("the federation", need="chunk_clients of 1 or more",
+    whole = isinstance(chunk_clients, Integral) and not isinstance(chunk_clients, bool)
+    if not whole or chunk_clients < 1:
+        raise SpecError("the federation", need="chunk_clients, a whole number of 1 or more",
                         found=repr(chunk_clients), fix="Leave it out, or give for example 50.")
-    return min(chunk_clients, num_clients)
+    return min(int(chunk_clients), num_clients)
 
 
 class Clients:
@@ -91,25 +102,27 @@ class Clients:
         if setting.aggregator == "untrusted":
             self._encode = compiled("encode", aggregation.encode)
             self._seal = compiled("seal", aggregation.seal)
-        elif aggregation.add is None:
-            raise SpecError(
-                "the federation", need="ciphertexts that a compiled round can add up, for "
-                'aggregator="semi-honest"', found=f"stage `{aggregation.stages[-1].name}`, whose "
-                "scheme runs on the host", fix='Use he.public_key(), or aggregator="untrusted".')
 
     def work(self, start: RoundInput, notes: dict[str, Any], journal: Journal, clock: Any) -> Sent:
         """One round's work, on disk before anything of it is sent.
 
         Raises:
             UpdateError: a client's value is not finite; nothing is kept or sent then.
+            OpeningError: fewer clients take part than a sum needs; nobody has worked then.
         """
-        cohort = start.cohort
+        cohort, fewest = start.cohort, self._setting.min_clients
+        answering = int(np.count_nonzero(cohort.alive))
+        if answering < fewest:
+            raise OpeningError(
+                f"round {start.round}", need=f"at least {fewest} clients that take part",
+                found=str(answering), fix="Wait for more clients, and run the round again.")
         keys = device_keys([self._source.key("client", round=start.round, client=client)
                             for client in cohort.clients])
         if self._setting.aggregator == "semi-honest":
             total, clients = self._total(start, keys, clock)
             notes["timings_seconds"] = _timings(clock)
-            return journal.store_total(start.round, total, clients, self._key_id, notes)
+            return journal.store_total(start.round, total, clients, self._key_id,
+                                       start.model_digest, notes)
         with journal.sending(start.round) as outbox:
             for chunk in self._chunks(cohort):
                 for client, payload in self._chunk(start, keys, chunk, clock):

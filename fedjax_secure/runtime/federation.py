@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,8 @@ class Federation:
         self.spec, states = self._plan(min_clients, denominator, aggregator)
         self._room = chunk_size(chunk_clients, data.num_clients, model.dim)
         self.spend = self._spend()
+        # What can be refused is refused before the folder is taken for this run.
+        self._engine = Engine(model, data, batch_size=algorithm.batch_size)
         self._journal = Journal(folder)
         self._opener = None
         try:
@@ -150,6 +153,12 @@ class Federation:
                 "the federation", need="each client's own message, to record on the ledger",
                 found='aggregator="semi-honest", which adds messages up as they are made',
                 fix='Leave the ledger out, or use aggregator="untrusted".')
+        if aggregator == "semi-honest" and self.aggregation.add is None:
+            raise SpecError(
+                "the federation", need="ciphertexts that a compiled round can add up, for "
+                'aggregator="semi-honest"', found=f"stage `{self.aggregation.stages[-1].name}`, "
+                "whose scheme runs on the host",
+                fix='Use he.public_key(), or aggregator="untrusted".')
         clients, records = self.data.num_clients, len(self.data.y)
         sampling = self.selection.sampling
         rate = sampling.rate if sampling else 1.0
@@ -160,9 +169,12 @@ class Federation:
                 fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
         if denominator is None:
             denominator = rate * records if self.algorithm.one_step else float(clients)
+        elif isinstance(denominator, Real):
+            denominator = float(denominator)  # numpy's numbers are no JSON
+        fewest = 1 if min_clients is None else min_clients
         spec = Spec(
             dim=self.model.dim, num_clients=clients, num_records=records, denominator=denominator,
-            min_clients=min_clients or 1, sampling=sampling, mode=self.source.mode,
+            min_clients=fewest, sampling=sampling, mode=self.source.mode,
             unit_name=self.data.unit, client_name=self.data.client_unit, aggregator=aggregator)
         states, chained = self.aggregation.init(spec)
         if min_clients is None and chained.mechanism is None:
@@ -209,7 +221,7 @@ class Federation:
         }
 
     def _settled_spec(self) -> dict[str, Any]:
-        fields = {name: value for name, value in vars(self.spec).items() if name != "opener"}
+        fields = dict(vars(self.spec))
         mechanism = fields.pop("mechanism")
         fields["noise_multiplier"] = mechanism.noise_multiplier if mechanism else 0.0
         fields["sampling_rate"] = fields.pop("sampling").rate if self.spec.sampling else 1.0
@@ -259,7 +271,6 @@ class Federation:
             for client, account in self._accounts.items():
                 if not self.ledger.registered(account.address):
                     self.ledger.register(account, self._signers[client].public_key)
-        self._engine = Engine(self.model, self.data, batch_size=self.algorithm.batch_size)
         self._clients = Clients(
             self._engine, self.algorithm, self.aggregation, self._states, self.source,
             self._setting, self._signers, self._opener.key_id, self._room, self._compiled)
@@ -299,6 +310,7 @@ class Federation:
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise SpecError("run", need="a number of rounds, at least 1", found=repr(rounds),
                             fix="Give rounds=20, for example.")
+        self._require_open()
         finished = self._require_last(state)
         if self.spend is not None and rounds > finished:
             assert self.budget is not None
@@ -315,6 +327,11 @@ class Federation:
                 "run", need=f"a key that opens {ahead} more rounds", found=f"one that opens {left}",
                 fix="Plan for more: fs.he.threshold(t, n, max_openings=...), or begin a new run.")
         return self._rounds(state, rounds)
+
+    def _require_open(self) -> None:
+        if self._opener is None:
+            raise ResumeError("run", need="a federation that is open", found="one that was closed",
+                              fix="Build it again with the same folder, and go on from init().")
 
     def _require_last(self, state: RoundState) -> int:
         """The last finished round, which the state must be of: no round is run twice."""
@@ -336,6 +353,7 @@ class Federation:
             yield state, record
 
     def _round(self, state: RoundState) -> tuple[RoundState, RoundRecord]:
+        self._require_open()
         number, before = self._require_last(state) + 1, model_digest(state.params)
         clock = _Clock()
         sent, notes = self._kept(number)
@@ -343,6 +361,11 @@ class Federation:
             cohort = self.selection.draw(self.source, number, self.data.clients, self.data.offsets)
             start = RoundInput(number, cohort, state.params, before)
             sent = self._clients.work(start, notes, self._journal, clock)
+        elif sent.models != {before}:
+            raise ResumeError(
+                f"round {number}", need="the model that its clients answered before the round was "
+                "interrupted", found="another model", fix="Use init() with the key that the run "
+                "began with, or begin a new run in another folder.")
         timings = dict(sent.notes["timings_seconds"])
         clock.lap("other")
         # What was sent is on the clients' disks and none has left: spend, then go on.
@@ -387,7 +410,7 @@ class Federation:
         assert self._opener is not None
         sent = self._journal.sent(number)
         if sent is None:
-            return None, {"attempt": self._attempts(number)}
+            return None, {"attempt": self._attempt(number)}
         opened = self._opener.opened(number) is not None
         if opened or sent.key_ids == {self._opener.key_id}:
             return sent, {}
@@ -401,18 +424,18 @@ class Federation:
         self._journal.forget_sent(number)
         # A key that should have been kept was lost with other files: then what was released is not
         # known, and the round counts again.
-        return None, {"attempt": self._attempts(number) if self._opener.keeps_key
+        return None, {"attempt": self._attempt(number) if self._opener.keeps_key
                       else sent.notes["attempt"]}
 
-    def _attempts(self, number: int) -> int:
-        """How often this round was paid for although nothing of it is left here.
+    def _attempt(self, number: int) -> int:
+        """A fresh name of what clients will send in this round, under which it is paid for.
 
-        That happens when files of the run were lost or removed. What it released then is not known,
-        so the round counts again. A simulation's bytes are the same again, and count once.
+        It is kept with what they sent, so that a round that is resumed is paid for once. Where
+        files of the run were lost, or the folder was copied and both copies go on, clients draw
+        new coins and noise: that is another release, and counts again. A simulation's bytes are
+        the same again, and so is this number.
         """
-        if self.budget is None or self.source.mode == "seeded":
-            return 0
-        return self._spent_rounds().count(number)
+        return int.from_bytes(self.source.key("release", round=number)[:6], "little")
 
     def _spent_rounds(self) -> list[int | None]:
         """Rounds of this run that the budget holds, since it was last reset, one entry a spend."""

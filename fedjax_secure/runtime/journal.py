@@ -26,7 +26,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,16 @@ class Sent:
         total: the aggregator's sum; None where there are submissions.
         clients: whose values are in it.
         key_ids: SHA-256 of the public keys under which they were encrypted.
+        models: SHA-256 of the models that the values answer.
         largest_bytes: the largest message of a client.
     """
 
-    submissions: tuple[tuple[Submission, bytes], ...]
+    submissions: tuple[tuple[Submission, bytes], ...] = field(repr=False)  # salts are secret
     notes: Mapping[str, Any]
-    total: bytes | None
+    total: bytes | None = field(repr=False)
     clients: tuple[str, ...]
     key_ids: frozenset[bytes]
+    models: frozenset[bytes]
     largest_bytes: int
 
 
@@ -107,7 +109,8 @@ class Journal:
 
     def __init__(self, folder: str | Path | None):
         self._temporary = tempfile.TemporaryDirectory() if folder is None else None
-        self.folder = Path(self._temporary.name if self._temporary else folder)  # type: ignore[arg-type]
+        # Absolute, so that a change of the working directory does not lead to another folder.
+        self.folder = Path(self._temporary.name if self._temporary else folder).absolute()  # type: ignore[arg-type]
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = open(self.folder / "lock", "w")
         try:
@@ -135,9 +138,15 @@ class Journal:
             write_durably(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
             return False
         try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
+            found = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise self._damaged(path) from error
+        if found.get("format") != FORMAT:
+            raise ResumeError(
+                "resuming", need=f"a run's folder of format {FORMAT}",
+                found=f"one of format {found.get('format')!r}, which release "
+                f"{found.get('release')!r} wrote", fix="Finish that run with the release that "
+                "began it, or choose another folder for a new run.")
         names = sorted({*wanted, *found})
         changed = [name for name in names if wanted.get(name) != found.get(name)]
         if changed:
@@ -187,34 +196,44 @@ class Journal:
         return self._store_sent(round, {"sent": rows, "notes": dict(notes)})
 
     def store_total(self, round: int, total: bytes, clients: Sequence[str], key_id: bytes,
-                    notes: Mapping[str, Any]) -> Sent:
+                    model_digest: bytes, notes: Mapping[str, Any]) -> Sent:
         """Keep the sum that the aggregator made of a round, before it is opened."""
-        return self._store_sent(round, {"total": total, "clients": list(clients),
-                                        "key_id": key_id, "notes": dict(notes)})
+        return self._store_sent(round, {
+            "total": total, "clients": list(clients), "key_id": key_id, "model": model_digest,
+            "notes": dict(notes)})
 
     def _store_sent(self, round: int, content: dict[str, Any]) -> Sent:
-        write_durably(self._sent(round), msgpack.packb(content))
+        write_durably(self._sent(round), msgpack.packb({"round": round, **content}))
         return self._as_sent(round, content)
 
     def sent(self, round: int) -> Sent | None:
         """What a round stored before it was interrupted; None if nothing was sent yet."""
-        if not self._sent(round).exists():
+        path = self._sent(round)
+        if not path.exists():
             return None
-        return self._as_sent(round, self._read(self._sent(round)))
+        content = self._read(path)
+        try:
+            if content["round"] != round:
+                raise ValueError  # a sum does not say itself which round it is of
+            return self._as_sent(round, content)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._damaged(path) from error
 
     def _as_sent(self, round: int, content: Mapping[str, Any]) -> Sent:
         notes = content["notes"]
         if "total" in content:
             total = content["total"]
             return Sent((), notes, total, tuple(content["clients"]),
-                        frozenset((content["key_id"],)), len(total))
+                        frozenset((content["key_id"],)), frozenset((content["model"],)),
+                        len(total))
         submissions = []
         for *fields, (start, size, digest), signature, salt in content["sent"]:
             payload = StoredPayload(self._payloads(round), start, size, digest)
             submissions.append((Submission(*fields, payload, signature), salt))
         made = [submission for submission, _ in submissions]
         return Sent(tuple(submissions), notes, None, tuple(s.client for s in made),
-                    frozenset(s.key_id for s in made), max(s.num_bytes for s in made))
+                    frozenset(s.key_id for s in made), frozenset(s.model_digest for s in made),
+                    max(s.num_bytes for s in made))
 
     def forget_sent(self, round: int) -> None:
         """Drop what a round stored: nobody can open it any more, or the round is finished."""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import optax
 import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import OpeningError, SpecError, UpdateError, model_digest
+from fedjax_secure.core.randomness import device_keys
 from fedjax_secure.data import heart_disease
 
 DATA = heart_disease()
 RATE = 0.2
 
 
-def federation(tmp_path, *, encrypted=True, private=True, algorithm=None, **options):
+def federation(tmp_path, *, encrypted=True, private=True, algorithm=None, rate=RATE, **options):
     stages = [fs.privacy.clip(1.0, unit="record"), fs.privacy.quantise(bits=24)]
     budget = None
     if private:
@@ -29,7 +31,7 @@ def federation(tmp_path, *, encrypted=True, private=True, algorithm=None, **opti
     return fs.Federation(
         fs.models.logistic_regression(DATA), DATA,
         algorithm or fs.algorithms.fed_sgd(optax.sgd(0.5)), fs.chain(*stages),
-        selection=fs.selection.poisson_records(RATE), budget=budget, folder=tmp_path / "run",
+        selection=fs.selection.poisson_records(rate), budget=budget, folder=tmp_path / "run",
         seed=7, **options)
 
 
@@ -68,8 +70,10 @@ def test_a_trusted_aggregator_is_stated(tmp_path):
     with federation(tmp_path, aggregator="semi-honest") as run:
         text = " ".join(run.threat_model().assumptions)
         assert "semi-honest aggregator" in text and "can have one hospital's ciphertext" in text
+        assert "signed list" not in str(run.threat_model())
     with federation(tmp_path / "other") as run:
         assert "semi-honest" not in " ".join(run.threat_model().assumptions)
+        assert "the signed list of hospitals" in run.threat_model().server
 
 
 def test_each_way_refuses_the_other_ways_messages(tmp_path):
@@ -93,7 +97,7 @@ def test_an_aggregators_sum_needs_enough_known_clients_once(tmp_path):
                 opener.open_total(2, bytes(32), total, names)
         with pytest.raises(OpeningError, match="has not been opened"):
             opener.open_total(1, bytes(32), total, DATA.clients)
-        with pytest.raises(OpeningError, match="ciphertext of the aggregator's sum"):
+        with pytest.raises(OpeningError, match="the aggregator's sum"):
             opener.open_total(2, bytes(32), total, DATA.clients)
 
 
@@ -110,6 +114,105 @@ def test_a_round_that_was_interrupted_sends_the_same_sum(tmp_path, expected, mon
     again = federation(tmp_path, aggregator="semi-honest")
     assert digests(again) == expected
     assert kept and again.traces["record_sums"] == 1  # the first round was not worked again
+
+
+def _interrupted(run):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with run, pytest.raises(KeyboardInterrupt):
+        run._spend_round = stop
+        next(run.run(run.init(), rounds=1))
+
+
+@pytest.mark.parametrize("aggregator", ["untrusted", "semi-honest"])
+def test_what_clients_sent_is_not_opened_at_another_model(tmp_path, aggregator):
+    _interrupted(federation(tmp_path, aggregator=aggregator))
+    with federation(tmp_path, aggregator=aggregator) as run:
+        state = run.init()
+        moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+        with pytest.raises(fs.core.ResumeError, match="model that its clients answered"):
+            next(run.run(moved, rounds=1))
+        assert not run.budget.entries()
+        next(run.run(state, rounds=1))
+
+
+def test_a_sum_of_another_round_is_not_opened(tmp_path):
+    _interrupted(federation(tmp_path, aggregator="semi-honest"))
+    first = tmp_path / "run" / "sent-000001.msgpack"
+    kept = first.read_bytes()
+    with federation(tmp_path, aggregator="semi-honest") as run:
+        rounds = run.run(run.init(), rounds=2)
+        next(rounds)
+        first.with_name("sent-000002.msgpack").write_bytes(kept)
+        with pytest.raises(fs.core.ResumeError, match="a readable sent-000002.msgpack"):
+            next(rounds)
+        first.with_name("sent-000002.msgpack").write_bytes(b"\x01")
+        with pytest.raises(fs.core.ResumeError, match="a readable sent-000002.msgpack"):
+            next(run.run(run.init(), rounds=2))
+
+
+def test_an_aggregators_sum_of_another_type_is_refused(tmp_path):
+    with federation(tmp_path, aggregator="semi-honest") as run:
+        for total, names in ((None, DATA.clients), (b"", (1, 2, 3))):
+            with pytest.raises(OpeningError, match="a sum's bytes and the clients' ids"):
+                run._opener.open_total(1, bytes(32), total, names)
+
+
+def test_what_a_round_sent_shows_no_salts(tmp_path):
+    with federation(tmp_path) as run:
+        kept, real = [], run._journal.store_sent
+        run._journal.store_sent = lambda *given: kept.append(real(*given)) or kept[0]
+        next(run.run(run.init(), rounds=1))
+    salts = [salt for _, salt in kept[0].submissions]
+    assert len(salts) == 4 and not any(repr(salt) in repr(kept[0]) for salt in salts)
+
+
+def test_a_scheme_of_the_host_is_refused_before_the_folder_is_taken(tmp_path):
+    stages = (fs.privacy.clip(1.0, unit="record"), fs.privacy.quantise(bits=24))
+
+    def build(scheme):
+        return fs.Federation(
+            fs.models.logistic_regression(DATA), DATA, fs.algorithms.fed_sgd(optax.sgd(0.5)),
+            fs.chain(*stages, fs.he.encrypt(scheme)), aggregator="semi-honest", seed=1,
+            folder=tmp_path / "run")
+
+    with pytest.raises(SpecError, match="whose scheme runs on the host"):
+        build(fs.he.openfhe_bgv())
+    assert not (tmp_path / "run").exists()
+    build(fs.he.public_key()).close()
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"chunk_clients": 1}, {"aggregator": "semi-honest"}])
+def test_rounds_in_which_nobody_drew_a_record_compile_nothing_new(options):
+    run = fs.Federation(
+        fs.models.logistic_regression(DATA), DATA, fs.algorithms.fed_avg(0.1, local_epochs=2),
+        fs.chain(), selection=fs.selection.poisson_records(0.002), seed=3, **options)
+    with run:
+        cohorts = [run.selection.draw(run.source, number, DATA.clients, DATA.offsets)
+                   for number in range(1, 5)]
+        for _ in run.run(run.init(), rounds=4):
+            pass
+    drawn = [sum(map(len, cohort.indices)) for cohort in cohorts]
+    assert 0 in drawn and any(drawn), drawn
+    assert all(count == 1 for count in run.traces.values()), run.traces
+
+
+@pytest.mark.parametrize("aggregator", ["untrusted", "semi-honest"])
+def test_clients_without_records_still_add_their_noise(tmp_path, aggregator):
+    with federation(tmp_path, aggregator=aggregator, rate=1e-6) as run:
+        cohort = run.selection.draw(run.source, 1, DATA.clients, DATA.offsets)
+        assert not any(map(len, cohort.indices))
+        next(run.run(run.init(), rounds=1))
+        keys = device_keys([run.source.key("client", round=1, client=name)
+                            for name in DATA.clients])
+        shares, _ = run.aggregation.encode(run._states, keys, np.zeros((4, run.model.dim), "i4"))
+        assert np.all(np.any(np.asarray(shares), axis=1))
+        opened = run._opener.opened(1)
+    total = np.asarray(shares).sum(axis=0, dtype=np.uint32) % np.uint32(run.spec.modulus)
+    np.testing.assert_array_equal(opened.total, total)
+    assert opened.clients == tuple(sorted(DATA.clients))
 
 
 def test_damaged_payloads_on_disk_are_not_sent(tmp_path, monkeypatch):
@@ -157,8 +260,8 @@ def test_local_training_adds_up_alike(tmp_path):
     ("options", "message"),
     [
         ({"aggregator": "honest"}, "aggregator \"untrusted\" or \"semi-honest\", got 'honest'"),
-        ({"chunk_clients": 0}, "chunk_clients of 1 or more, got 0"),
-        ({"chunk_clients": 2.5}, "chunk_clients of 1 or more, got 2.5"),
+        ({"chunk_clients": 0}, "chunk_clients, a whole number of 1 or more, got 0"),
+        ({"chunk_clients": 2.5}, "chunk_clients, a whole number of 1 or more, got 2.5"),
     ],
 )
 def test_refusals(tmp_path, options, message):

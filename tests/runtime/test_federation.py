@@ -114,8 +114,7 @@ def test_a_round_whose_files_were_removed_counts_again(tmp_path):
     (tmp_path / "ledger.log.checkpoint").unlink()
     with plan.build(tmp_path) as federation:
         _, record = next(federation.run(federation.init(), rounds=1))
-        assert [(entry.round, entry.attempt) for entry in federation.budget.entries()] == [
-            (1, 0), (1, 1)]
+        assert [entry.round for entry in federation.budget.entries()] == [1, 1]
         assert record.dp["epsilon"] == pytest.approx(federation.budget.spent)
 
 
@@ -129,8 +128,116 @@ def test_a_lost_key_of_the_lattice_scheme_counts_the_round_again(tmp_path):
     shutil.rmtree(tmp_path / "run" / "opener")
     with plan.build(tmp_path) as federation:
         next(federation.run(federation.init(), rounds=1))
-        assert [(entry.round, entry.attempt) for entry in federation.budget.entries()] == [
-            (1, 0), (1, 1)]
+        assert [entry.round for entry in federation.budget.entries()] == [1, 1]
+
+
+def test_two_copies_of_a_run_pay_for_what_each_releases(tmp_path):
+    # Both copies finish the clients' work of round 2 before either of them pays for it.
+    plan, budget = _plan(seed=None, rounds=2, encryption="off"), tmp_path / "one" / "budget"
+    _finish(plan, tmp_path / "one", rounds=1)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "budget")
+    (tmp_path / "two" / "budget").symlink_to(budget)  # the data's budget is one
+    with plan.build(tmp_path / "one") as one, plan.build(tmp_path / "two") as two:
+        pay = two._spend_round
+
+        def after_the_other(*arguments):
+            next(one.run(one.init(), rounds=2))
+            pay(*arguments)
+
+        two._spend_round = after_the_other
+        with pytest.raises(fs.core.BudgetError):
+            next(two.run(two.init(), rounds=2))
+        assert [entry.round for entry in one.budget.entries()] == [1, 2]
+
+
+def test_a_closed_federation_runs_no_round_and_pays_for_none(tmp_path):
+    with _plan(rounds=3).build(tmp_path) as federation:
+        rounds = federation.run(federation.init(), rounds=3)
+        state, _ = next(rounds)
+    for go_on in (lambda: next(rounds), lambda: federation.run(state, rounds=3)):
+        with pytest.raises(ResumeError, match="a federation that is open, got one that was closed"):
+            go_on()
+    assert not list((tmp_path / "run").glob("sent-*"))
+    assert [entry.round for entry in federation.budget.entries()] == [1]
+
+
+def test_a_refusal_leaves_the_folder_free(tmp_path):
+    data = fs.data.heart_disease()
+    with pytest.raises(SpecError, match="integer batch_size"):
+        _fed_avg(data, tmp_path, batch_size=2.5)
+    _fed_avg(data, tmp_path, batch_size=2).close()
+
+
+@pytest.mark.parametrize("wrong", ["3", 0, True, 2.5, 5])
+def test_a_minimum_of_clients_is_a_whole_number_in_range(tmp_path, wrong):
+    with pytest.raises(SpecError, match="min_clients, a whole number from 1 to num_clients=4"):
+        _fed_avg(fs.data.heart_disease(), tmp_path, min_clients=wrong)
+
+
+def test_a_denominator_is_a_number(tmp_path):
+    with pytest.raises(SpecError, match="a positive public denominator, got denominator='x'"):
+        _fed_avg(fs.data.heart_disease(), tmp_path, denominator="x")
+    _fed_avg(fs.data.heart_disease(), tmp_path, denominator=np.float32(4)).close()
+
+
+def test_a_folder_of_another_format_is_refused_in_words(tmp_path):
+    _fed_avg(fs.data.heart_disease(), tmp_path).close()
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(ResumeError, match="folder of format 2, got one of format 1, which release"):
+        _fed_avg(fs.data.heart_disease(), tmp_path)
+    path.write_text("[1]")
+    with pytest.raises(ResumeError, match="a readable run.json"):
+        _fed_avg(fs.data.heart_disease(), tmp_path)
+
+
+def test_another_scheme_is_another_run(tmp_path):
+    _plan(encryption="lattice").build(tmp_path).close()
+    with pytest.raises(ResumeError, match="opener=.one key holder"):
+        _plan(encryption="threshold").build(tmp_path)
+
+
+def test_a_change_of_the_working_directory_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with _fed_avg(fs.data.heart_disease(), "run") as federation:
+        rounds = federation.run(federation.init(), rounds=2)
+        next(rounds)
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        state, _ = next(rounds)
+    assert state.round == 2
+
+
+def test_a_round_of_too_few_clients_is_refused_before_it_is_paid_for(tmp_path):
+    plan = _plan(rounds=1)
+    with plan.build(tmp_path) as federation:
+        draw = federation.selection.draw
+
+        def few(*arguments):
+            return draw(*arguments)._replace(alive=np.arange(4) < 1)
+
+        federation.selection = federation.selection._replace(draw=few)
+        with pytest.raises(fs.core.OpeningError, match="at least 3 clients that take part, got 1"):
+            next(federation.run(federation.init(), rounds=1))
+        assert not federation.budget.entries() and not list((tmp_path / "run").glob("sent-*"))
+        federation.selection = federation.selection._replace(draw=draw)
+        _, record = next(federation.run(federation.init(), rounds=1))
+    assert len(record.clients) == 4
+
+
+def test_a_plan_of_many_rounds_has_a_key_that_opens_them():
+    plan = _plan(encryption="threshold", rounds=300, private=False)
+    assert "fs.he.threshold(2, 3, max_openings=300)" in plan.code()
+    with plan.build() as federation:
+        assert federation._opener.rounds_left == 300
+    assert "fs.he.threshold(2, 3))" in plan.replace(rounds=256).code()
+
+
+def _fed_avg(data, folder, *, batch_size=32, **options):
+    return fs.Federation(
+        fs.models.logistic_regression(data), data,
+        fs.algorithms.fed_avg(0.1, batch_size=batch_size), fs.chain(), folder=folder, **options)
 
 
 def test_a_confirmed_round_whose_sum_was_lost_is_not_run_again(tmp_path):
