@@ -129,7 +129,7 @@ def _read_seed(path: Path, packing: Packing, run: bytes) -> bytes:
             where,
             need="a whole key file of this version",
             found="one that cannot be read",
-            fix="Restore it from a backup, or begin a new run.",
+            fix="Restore this file alone from a backup, or begin a new run.",
         )
     if found_run != run:
         raise ResumeError(

@@ -283,7 +283,7 @@ class ShareHolder:
                 f"{self.name} in round {round}",
                 need="the sum that it was given before",
                 found="another one",
-                fix="Restore the run's folder from a backup.",
+                fix="Begin a new run, with a new key.",
             )
         body = bound.submissions_digest + digest
         return self.session.write(self._signer, WITNESS, self.number, body, round=round)
@@ -490,7 +490,7 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
             f"restoring {name}",
             need="a whole key file of this version",
             found="one that cannot be read",
-            fix="Restore it from a backup; without it the other holders can go on if they are "
-            "enough.",
+            fix="Restore this file alone from a backup: an old copy of the folder has forgotten "
+            "later rounds. Without it the other holders can go on if they are enough.",
         ) from None
     return fields

@@ -52,8 +52,8 @@ class ThresholdOpener(OnceOpener):
         A round opens while enough holders answer: t, or ``plan.answering``, or ``plan.witnesses``
         where those are more. Where more than t answer, the results of all sets of t are compared,
         and nothing is returned unless all are equal: up to ``answering - t`` wrong holders cannot
-        pass a wrong sum. With exactly t, a wrong share shifts the sum unseen, and nothing is
-        claimed.
+        pass a wrong sum, where the key was made as the protocol says. With exactly t, a wrong share
+        shifts the sum unseen, and nothing is claimed.
 
     Raises:
         OpeningError: too few holders answer, or results differ.

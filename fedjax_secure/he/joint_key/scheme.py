@@ -256,7 +256,7 @@ def _restored(plan: ThresholdPlan, holders: tuple[ShareHolder, ...]) -> bool:
                 f"restoring {holder.name}",
                 need="a share of the same key as the others'",
                 found="one of another key",
-                fix="Restore the run's folders from one backup.",
+                fix="Give each holder its own latest folder, or begin a new run.",
             )
         elif not holder.confirmations:
             holder.confirm(confirmed[0].confirmations)
@@ -267,6 +267,6 @@ def _restored(plan: ThresholdPlan, holders: tuple[ShareHolder, ...]) -> bool:
             "restoring share holders",
             need=f"the folders of {needed} holders",
             found=str(there),
-            fix="Restore them from a backup; fewer cannot open anything.",
+            fix="Bring back their latest folders; fewer cannot open anything.",
         )
     return True

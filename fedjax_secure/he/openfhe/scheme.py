@@ -29,10 +29,10 @@ def openfhe_bgv(*, parties: int = 1, timeout_seconds: float = 120.0) -> OpenFheS
         public key only. With ``parties`` above one, every party has a process of its own, which
         makes its own share of the key and keeps it; each checks the messages and recomputes the
         sum, and only all of them together can open one. OpenFHE picks ring dimension and modulus
-        at HEStd_128_classic, and the parties refuse parameters under which a sum might not decrypt
-        (probability above 2^-100). OpenFHE's randomness cannot be seeded: in seeded mode
-        ciphertexts differ from run to run, but the opened ring elements, and so the models, are
-        the same.
+        at HEStd_128_classic, and the parties refuse parameters under which a coefficient of a sum
+        might not decrypt (probability above 2^-100). OpenFHE's randomness cannot be seeded: in
+        seeded mode ciphertexts differ from run to run, but the opened ring elements, and so the
+        models, are the same.
 
     Assumes:
         Clients encrypt as the protocol says: a sum that holds a ciphertext made otherwise may
