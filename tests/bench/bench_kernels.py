@@ -37,7 +37,7 @@ def main() -> None:
             '"per 2^20" are for that many 32-bit words, whatever the case holds; of encryption, '
             "for the whole update of 2^20 values of 16 bits.",
             f"Other work was going on: the load average was {load} before and after. Lowest "
-            "figures far below their median are slips of the machine's CPU clock.",
+            "figures far below their median were seen, and their cause is not known.",
             tries(),
         ],
         rows=[Row(**figure._asdict()) for figure in figures],

@@ -82,6 +82,16 @@ def _answer(request: dict, systems: dict[str, Any], factories: Mapping[str, Fact
 # -- the driver ------------------------------------------------------------------------------------
 
 
+# Runs a script on some cores: chosen before any library starts its threads.
+_PINNED = """
+import os, runpy, sys
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+del sys.argv[:2]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 class WorkerError(Exception):
     """A worker died, or a system in it raised."""
 
@@ -108,12 +118,11 @@ class Worker:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         self._name = script.stem
         self._process = subprocess.Popen(
-            [str(python), str(script)],
+            [str(python), "-c", _PINNED, ",".join(map(str, sorted(cores))), str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
 
     def open(self, system: str, factory: str, **arguments: Any) -> dict[str, Any]:

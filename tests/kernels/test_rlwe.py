@@ -34,7 +34,7 @@ def encrypt(params, public, code, lanes, rng, **options):
     ("case", "x64"),
     [
         (cases.CASES[0], False),
-        pytest.param(cases.CASES[1], False, marks=pytest.mark.slow),
+        (cases.CASES[1], False),
         pytest.param(cases.CASES[1], True, marks=pytest.mark.slow),
     ],
     ids=str,
