@@ -29,7 +29,7 @@ BLOCK_CASES = (
     Case("rlwe-4096-60", 37, 1, Encoding(lane_bits=20, num_lanes=1, noise_bits=20)),
     Case("rlwe-8192-180", 3, 1, Encoding(lane_bits=26, num_lanes=6, noise_bits=20)),
     Case("rlwe-8192-201", 17, 1, Encoding(lane_bits=26, num_lanes=7, noise_bits=18)),
-    Case("rlwe-16384-408", 17, 1, Encoding(lane_bits=26, num_lanes=15, noise_bits=18)),
+    Case("rlwe-16384-408", 17, 1, Encoding(lane_bits=26, num_lanes=15, noise_bits=17)),
 )
 
 #: The secret-key form, and sets whose ciphertexts lose a prime before they travel.
