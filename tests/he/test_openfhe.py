@@ -139,7 +139,8 @@ def environment():
 def pair(environment, request):
     """A key holder and an encryptor for 16-bit values and up to 8 clients."""
     made = plan_for(request.param, 16, 8)
-    with KeyHolder(made) as holder, Encryptor(made, holder.public_key) as encryptor:
+    with KeyHolder(made, min_summands=1) as holder, \
+            Encryptor(made, holder.public_key) as encryptor:
         yield holder, encryptor
 
 
@@ -172,7 +173,8 @@ def test_sums_are_exact(pair, clients, dim, seed):
     (CKKS, 2, 1, 1), (CKKS, 24, 256, 40), (CKKS, 31, 100, 2100)])
 def test_sums_are_exact_at_the_bound_of_the_plan(environment, kind, bits, clients, dim):
     made = plan_for(kind, bits, clients)
-    with KeyHolder(made) as holder, Encryptor(made, holder.public_key) as encryptor:
+    with KeyHolder(made, min_summands=1) as holder, \
+            Encryptor(made, holder.public_key) as encryptor:
         # the classical 128-bit rows of the HomomorphicEncryption.org table
         assert holder.about["log2_modulus"] <= {2048: 54, 4096: 109}[holder.about["ring_dimension"]]
         largest = np.full((clients, dim), (1 << (bits - 1)) - 1, np.uint32)
@@ -292,7 +294,8 @@ def test_a_residual_above_a_quarter_is_an_invalid_sum(environment, residual, fai
     made = plan_for(CKKS, 16, 2)
     assert (made.modulus_bits, made.num_digits) == (53, 1)
     script = Path(__file__).with_name("openfhe_peer.py")
-    with KeyHolder(made) as holder, Encryptor(made, holder.public_key) as encryptor, \
+    with KeyHolder(made, min_summands=1) as holder, \
+            Encryptor(made, holder.public_key) as encryptor, \
             Party(script, name="OpenFHE peer", interpreter=environment) as peer:
         message, = encryptor.encrypt(np.full((1, 3), 7, np.uint32))
         peer.call("make", scheme="CKKSRNS", depth=0, first=53, scaling=made.scaling_bits)
@@ -328,6 +331,24 @@ def test_too_many_too_few_and_doubled_ciphertexts_are_refused(environment, kind)
             holder.sum_and_decrypt([], 7)
         total = holder.sum_and_decrypt(messages[:4], 7)  # a refusal leaves nothing behind
         assert np.array_equal(total, ring_sum(values[:4]))
+
+
+@pytest.mark.openfhe
+def test_a_single_ciphertext_is_no_sum_where_no_minimum_was_set(environment):
+    plan, values = plan_for(BGV, 16, 4), ring_elements(16, 2, 7)
+    with KeyHolder(plan) as holder, Encryptor(plan, holder.public_key) as encryptor:
+        with pytest.raises(OpeningError, match="at least 2 different ciphertexts, got 1"):
+            holder.sum_and_decrypt(encryptor.encrypt(values[:1]), 7)
+        total = holder.sum_and_decrypt(encryptor.encrypt(values), 7)
+        assert np.array_equal(total, ring_sum(values))
+    aggregation, states, _, setting, opener = ready(fewest=1)
+    try:
+        sent = submissions(aggregation, states, setting, opener.key_id,
+                           np.ones((1, DIM), np.int32))
+        with pytest.raises(OpeningError, match="at least 2 different ciphertexts, got 1"):
+            opener.open(1, MODEL, sent)
+    finally:
+        opener.close()
 
 
 @pytest.mark.openfhe
@@ -381,13 +402,13 @@ MODULUS, DIM, RUN, MODEL = 1 << 20, 2500, bytes(16), bytes(32)
 SIGNERS = {name: Signer(hashlib.sha256(name.encode()).digest()) for name in ("a", "b", "c")}
 
 
-def ready(folder=None, seed=None, kind=BGV):
+def ready(folder=None, seed=None, kind=BGV, fewest=2):
     aggregation = chain(encrypt(FACTORIES[kind]()))
     spec = Spec(dim=DIM, num_clients=3, num_records=30, denominator=3.0, min_clients=2,
                 dtype="int32", modulus=MODULUS, client_name="hospital")
     states, spec = aggregation.init(spec)
     setting = Setting(RUN, {name: signer.public_key for name, signer in SIGNERS.items()},
-                      spec.min_clients, source(seed), folder)
+                      fewest, source(seed), folder)
     states, opener = aggregation.setup(states, spec, setting)
     return aggregation, states, spec, setting, opener
 

@@ -58,7 +58,7 @@ class KeyHolder:
         [3, 2]
     """
 
-    def __init__(self, plan: Plan, *, min_summands: int = 1, timeout_seconds: float = 120.0):
+    def __init__(self, plan: Plan, *, min_summands: int = 2, timeout_seconds: float = 120.0):
         self.plan, self._lock = plan, threading.Lock()
         self._party = _start("OpenFHE key holder", timeout_seconds)
         try:
@@ -145,7 +145,7 @@ class KeyHolders:
     Source: n-of-n additive shares, Asharov et al., EUROCRYPT 2012 (ePrint 2011/613), as in OpenFHE.
     """
 
-    def __init__(self, plan: Plan, *, min_summands: int = 1, timeout_seconds: float = 120.0):
+    def __init__(self, plan: Plan, *, min_summands: int = 2, timeout_seconds: float = 120.0):
         self.plan, self._lock = plan, threading.Lock()
         count = plan.parties
         names = [*(f"OpenFHE key holder {i + 1} of {count}" for i in range(count)),

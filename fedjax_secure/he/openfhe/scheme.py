@@ -167,7 +167,7 @@ class OpenFheScheme:
         Nothing of the keys is stored: a resumed run makes others, and its clients encrypt again.
         """
         hold = KeyHolder if plan.parties == 1 else KeyHolders
-        holder = hold(plan, min_summands=setting.min_clients,
+        holder = hold(plan, min_summands=max(setting.min_clients, 2),
                       timeout_seconds=self._timeout_seconds)
         try:
             encryptor = Encryptor(plan, holder.public_key, timeout_seconds=self._timeout_seconds)
