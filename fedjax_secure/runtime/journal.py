@@ -25,7 +25,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ class Journal:
             yield outbox
             outbox.sync()
         except BaseException:
-            outbox.close()
+            with suppress(OSError):  # a full disk fails again
+                outbox.close()
             self._payloads(round).unlink(missing_ok=True)
             raise
         outbox.close()

@@ -13,6 +13,7 @@ import fedjax_secure as fs
 from fedjax_secure.core import OpeningError, SpecError, UpdateError, model_digest
 from fedjax_secure.core.randomness import device_keys
 from fedjax_secure.data import heart_disease
+from fedjax_secure.runtime.journal import Journal
 
 DATA = heart_disease()
 RATE = 0.2
@@ -213,6 +214,18 @@ def test_clients_without_records_still_add_their_noise(tmp_path, aggregator):
     total = np.asarray(shares).sum(axis=0, dtype=np.uint32) % np.uint32(run.spec.modulus)
     np.testing.assert_array_equal(opened.total, total)
     assert opened.clients == tuple(sorted(DATA.clients))
+
+
+def test_a_full_disk_leaves_no_payloads(tmp_path):
+    journal = Journal(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        with journal.sending(1) as outbox:
+            outbox._file.close()
+            outbox._file = open("/dev/full", "wb")
+            outbox._file.write(b"payload")
+            outbox.sync()
+    assert not list(tmp_path.glob("sent-*"))
+    journal.close()
 
 
 def test_damaged_payloads_on_disk_are_not_sent(tmp_path, monkeypatch):
