@@ -34,12 +34,17 @@ class PublicKeyScheme:
     def opener_text(self, spec: Spec) -> str:
         """Who opens the sum, for the threat model."""
         params = self.plan(spec).params
+        opens = (
+            f"It opens what the server gives as the sum of {spec.min_clients} or more "
+            f"{spec.client_name}s, once a round"
+            if spec.aggregator == "semi-honest"
+            else f"It opens sums of {spec.min_clients} or more {spec.client_name}s only"
+        )
         return (
             f"one key holder (Ring-LWE {params.name}, {params.security_bits}-bit security), "
-            f"whose secret key the server does not have. It opens sums of {spec.min_clients} or "
-            f"more {spec.client_name}s only, and is trusted not to open one {spec.client_name}'s "
-            "ciphertext; whoever breaks into it can. A server that works with k "
-            f"{spec.client_name}s learns the sum of the others' values as well, of "
+            f"whose secret key the server does not have. {opens}, and is trusted not to open one "
+            f"{spec.client_name}'s ciphertext; whoever breaks into it can. A server that works with "
+            f"k {spec.client_name}s learns the sum of the others' values as well, of "
             f"{spec.min_clients} - k or more; with the key holder, every value."
         )
 

@@ -72,8 +72,10 @@ def test_a_trusted_aggregator_is_stated(tmp_path):
         text = " ".join(run.threat_model().assumptions)
         assert "semi-honest aggregator" in text and "can have one hospital's ciphertext" in text
         assert "signed list" not in str(run.threat_model())
+        assert "It opens what the server gives as the sum of" in run.threat_model().opener
     with federation(tmp_path / "other") as run:
         assert "semi-honest" not in " ".join(run.threat_model().assumptions)
+        assert "It opens sums of" in run.threat_model().opener
         assert "the signed list of hospitals" in run.threat_model().server
 
 

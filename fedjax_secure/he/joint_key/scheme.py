@@ -69,16 +69,21 @@ class ThresholdScheme:
             else f"Exactly {t} answer, so a holder who answers wrongly shifts the sum unseen: "
             "nothing is claimed about wrong shares"
         )
+        checks = (
+            f"Each holder takes part in one sum a round, which the server gives it as that of "
+            f"{least} or more {client}s, and"
+            if spec.aggregator == "semi-honest"
+            else f"Each holder checks the {client}s' signatures, sums by itself, and takes part in "
+            f"one sum a round, of {least} or more {client}s,"
+        )
         return (
             f"any {t} of {n} share holders together ({names}; Ring-LWE {params.name}, "
             f"{params.security_bits}-bit security), each with a share of a key that nobody has. "
             f"{t - 1} of them, and a server that works with them, learn nothing but the opened "
             f"sums, up to a statistical distance of 2^-{self.openings.flooding_bits}; {t} of them "
             f"together can open any {client}'s ciphertext, and so can whoever breaks into {t}. "
-            f"Each holder checks the {client}s' signatures, sums by itself, and takes part in one "
-            f"sum a round, of {least} or more {client}s, that {self.witnesses} holders were "
-            f"given. A server that works with k {client}s learns the sum of the others' values "
-            f"as well, of {least} - k or more. {wrong}. Holders are assumed to follow the "
+            f"{checks} that {self.witnesses} holders were given. A server that works with k "
+            f"{client}s learns the sum of the others' values as well, of {least} - k or more. {wrong}. Holders are assumed to follow the "
             f"protocol, and {client}s to encrypt as planned. In a simulation all holders are in "
             "this process"
         )
