@@ -43,8 +43,8 @@ class PublicKeyScheme:
         return (
             f"one key holder (Ring-LWE {params.name}, {params.security_bits}-bit security), "
             f"whose secret key the server does not have. {opens}, and is trusted not to open one "
-            f"{spec.client_name}'s ciphertext; whoever breaks into it can. A server that works with "
-            f"k {spec.client_name}s learns the sum of the others' values as well, of "
+            f"{spec.client_name}'s ciphertext; whoever breaks into it can. A server that works "
+            f"with k {spec.client_name}s learns the sum of the others' values as well, of "
             f"{spec.min_clients} - k or more; with the key holder, every value."
         )
 

@@ -83,8 +83,9 @@ class ThresholdScheme:
             f"sums, up to a statistical distance of 2^-{self.openings.flooding_bits}; {t} of them "
             f"together can open any {client}'s ciphertext, and so can whoever breaks into {t}. "
             f"{checks} that {self.witnesses} holders were given. A server that works with k "
-            f"{client}s learns the sum of the others' values as well, of {least} - k or more. {wrong}. Holders are assumed to follow the "
-            f"protocol, and {client}s to encrypt as planned. In a simulation all holders are in "
+            f"{client}s learns the sum of the others' values as well, of {least} - k or more. "
+            f"{wrong}. Holders are assumed to follow the protocol, and {client}s to encrypt as "
+            "planned. In a simulation all holders are in "
             "this process"
         )
 
