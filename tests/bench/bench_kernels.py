@@ -9,6 +9,10 @@ import inspect
 import os
 import time
 
+if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
+    # One core, chosen before JAX starts its threads: two take more CPU time for the same work.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
 from report import Row, versions_of, write
 
 from fedjax_kernels import bench
@@ -32,12 +36,11 @@ def main() -> None:
         "kernels",
         title="Kernels on a CPU",
         about=[
-            f"CPU time of all threads, as the median (lowest to highest) of {bench.REPETITIONS} "
+            f"CPU time on one core, as the median (lowest to highest) of {bench.REPETITIONS} "
             "calls; the first call, which traces and compiles, is a column of its own. Figures "
             '"per 2^20" are for that many 32-bit words, whatever the case holds; of encryption, '
             "for the whole update of 2^20 values of 16 bits.",
-            f"Other work was going on: the load average was {load} before and after. Lowest "
-            "figures far below their median were seen, and their cause is not known.",
+            f"The load average was {load} before and after.",
             tries(),
         ],
         rows=[Row(**figure._asdict()) for figure in figures],
