@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedjax_secure.core.errors import DataError
-from fedjax_secure.data.dataset import FederatedDataset, check_split, from_records
+from fedjax_secure.data.dataset import FederatedDataset
 from fedjax_secure.data.encoding import CategoryColumn, Column, NumberColumn, encode_columns
+from fedjax_secure.data.splitting import check_split, from_records
 
 if TYPE_CHECKING:
     import pandas as pd

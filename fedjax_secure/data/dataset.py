@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedjax_secure.core.errors import DataError
+from fedjax_secure.data.description import describe, draw, label_counts
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
-_ARRAYS = {
-    "x": np.float32,
-    "y": np.int32,
-    "offsets": np.int32,
-    "test_x": np.float32,
-    "test_y": np.int32,
-    "test_offsets": np.int32,
-}
+_ARRAYS = ("x", "y", "offsets", "test_x", "test_y", "test_offsets")
+_KEPT = (np.dtype(np.uint8), np.dtype(np.int32))  # dtypes of `x` that do not become float32
+
+
+class Card(str):
+    """A dataset's card: text that shows itself, and that may be called, ``dataset.card()``.
+
+    Example:
+        >>> card = Card("Heights of two villages. Licence: CC0.")
+        >>> card()
+        Heights of two villages. Licence: CC0.
+        >>> "Licence" in card
+        True
+    """
+
+    def __call__(self) -> Card:
+        """Returns the card; a notebook shows its text."""
+        return self
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,17 +58,24 @@ class FederatedDataset:
     Args:
         name: what the dataset is called.
         clients: one id for each client.
-        x: ``[records, features] float32``, training records.
+        x: ``[records, features]``, training records. uint8 (pixels 0 to 255) and int32 (numbers of
+            tokens) are kept as given; everything else becomes float32.
         y: ``[records] int32``, class numbers in ``[0, len(classes))``.
         offsets: ``[clients + 1] int32``, where each client's training records begin.
-        test_x, test_y, test_offsets: the same for held-out records.
-        feature_names: one name for each column of ``x``.
+        test_x, test_y, test_offsets: the same for held-out records; a client may have none.
+        feature_names: one name for each column of ``x``. With a ``shape`` they may be left empty:
+            a feature is then named by its place, ``"0,0,0"``, ``"0,0,1"``, ...
         classes: one name for each class.
         unit: what one record stands for, and so what privacy protects, e.g. ``"patient"``.
         client_unit: what one client is, for texts, e.g. ``"hospital"``.
         population: a name for the people behind the records. All datasets of one population,
             however encoded or split, share one privacy budget. Empty: the records are the name.
         card: provenance, licence, cleaning rules, public constants and citations, as text.
+            ``dataset.card()`` shows it.
+        shape: the shape of one record, e.g. ``(28, 28, 1)`` (height, width, channels); a row of
+            ``x`` is the record in C order. Empty: a record is a plain vector.
+
+    Arrays that are read-only all the way down are shared; others are copied.
 
     Raises:
         DataError: shapes, types or values that do not fit together.
@@ -81,18 +104,36 @@ class FederatedDataset:
     feature_names: tuple[str, ...]
     classes: tuple[str, ...]
     unit: str = "record"
-    card: str = field(default="")
+    card: Card = Card()
     client_unit: str = "client"
     population: str = ""
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self):
+        def assign(name: str, value: Any):
+            object.__setattr__(self, name, value)
+
+        assign("card", Card(self.card))
+        assign("shape", _as_shape(self.shape))
+        if self.shape and len(self.feature_names) == 0:
+            places = np.ndindex(*self.shape)
+            assign("feature_names", [",".join(map(str, place)) for place in places])
         for name in ("clients", "feature_names", "classes"):
-            object.__setattr__(self, name, tuple(str(v) for v in getattr(self, name)))
-        for name, dtype in _ARRAYS.items():
-            array = _as_array(name, getattr(self, name), dtype)
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            assign(name, tuple(str(v) for v in getattr(self, name)))
+        assign("x", _as_array("x", self.x, _dtype_of(self.x)))
+        assign("test_x", self._as_test_x(self.test_x))
+        for name in ("y", "offsets", "test_y", "test_offsets"):
+            assign(name, _as_array(name, getattr(self, name), np.dtype(np.int32)))
         self._check()
+
+    def _as_test_x(self, value: Any) -> np.ndarray:
+        if np.size(value) and self.x.dtype != _dtype_of(value):
+            raise _refuse(
+                f"test_x of x's type, {self.x.dtype}",
+                f"{_dtype_of(value)}",
+                "Encode training and held-out records in the same way.",
+            )
+        return _as_array("test_x", value, self.x.dtype)
 
     def _check(self):
         if not self.clients:
@@ -100,16 +141,24 @@ class FederatedDataset:
         for what in ("clients", "feature_names", "classes"):
             names = getattr(self, what)
             if len(set(names)) != len(names):
-                repeated = sorted({n for n in names if names.count(n) > 1})
-                raise _refuse(f"distinct {what}", f"{repeated} twice", "Rename one of them.")
+                repeated = sorted(n for n, times in Counter(names).items() if times > 1)
+                raise _refuse(f"distinct {what}", f"{_short(repeated)} twice", "Rename one.")
         if len(self.classes) < 2:
             raise _refuse("two or more classes", f"{self.classes}", "Name every class.")
         for x, y, offsets in (("x", "y", "offsets"), ("test_x", "test_y", "test_offsets")):
             self._check_part(x, y, offsets)
-        empty = [c for c, n in zip(self.clients, np.diff(self.offsets), strict=True) if n == 0]
+        if self.shape and np.prod(self.shape, dtype=object) != self.num_features:
+            raise _refuse(
+                f"a shape of {self.num_features} features in all",
+                f"{self.shape}",
+                "The product of the shape is the number of columns of x.",
+            )
+        empty = [self.clients[c] for c in np.flatnonzero(np.diff(self.offsets) == 0)]
         if empty:
             raise _refuse(
-                "training records at every client", f"none at {empty}", "Leave such clients out."
+                "training records at every client",
+                f"none at {_short(empty)}",
+                "Leave such clients out.",
             )
 
     def _check_part(self, x: str, y: str, offsets: str):
@@ -136,7 +185,7 @@ class FederatedDataset:
                 f"shape {list(bounds.shape)}, values {bounds.ravel()[:8].tolist()}",
                 "Sort the records by client and give where each client begins.",
             )
-        if not np.isfinite(records).all():
+        if records.dtype == np.float32 and not np.isfinite(records).all():
             raise _refuse(
                 f"finite values in {x}", "NaN or infinity", "Impute or drop such records."
             )
@@ -179,10 +228,10 @@ class FederatedDataset:
         the last: keep it on the machine that holds the records, or publish it salted.
         """
         digest = self._digest_of_meaning()
-        for name, dtype in _ARRAYS.items():
+        for name in _ARRAYS:
             array = getattr(self, name)
             digest.update(f"{name}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes())
+            digest.update(_as_bytes(array if array.ndim == 2 else array[:, None]))
         return digest.hexdigest()
 
     @cached_property
@@ -198,22 +247,118 @@ class FederatedDataset:
         if self.population:
             named = f"fedjax_secure population 1\n{self.population}"
             return hashlib.sha256(named.encode()).hexdigest()
+        if self._origin is not None:
+            return self._origin.population_fingerprint
         digest = self._digest_of_meaning()
         for c in range(self.num_clients):
             train = slice(self.offsets[c], self.offsets[c + 1])
             test = slice(self.test_offsets[c], self.test_offsets[c + 1])
-            x = np.concatenate([self.x[train], self.test_x[test]]).astype("<f4")
-            y = np.concatenate([self.y[train], self.test_y[test]]).astype("<i4")
-            records = sorted(a.tobytes() + b.tobytes() for a, b in zip(x, y, strict=True))
+            x = np.concatenate([self.x[train], self.test_x[test]])
+            y = np.concatenate([self.y[train], self.test_y[test]])
+            records = np.concatenate([_as_bytes(x), _as_bytes(y[:, None])], axis=1)
             digest.update(f"client{c}:{len(records)}".encode())
-            digest.update(b"".join(records))
+            digest.update(np.sort(records.view(f"V{records.shape[1]}").ravel()).tobytes())
         return digest.hexdigest()
 
     def _digest_of_meaning(self):
         digest = hashlib.sha256(b"fedjax_secure federated dataset 1\n")
         for part in (self.clients, self.feature_names, self.classes, (self.unit,)):
             digest.update(repr(part).encode())
+        if self.x.dtype != np.float32 or self.shape:
+            digest.update(repr((self.x.dtype.name, self.shape)).encode())
         return digest
+
+    #: The dataset that this one was made of, where the population has no name of its own.
+    _origin = None
+
+    def derive(self, **changes: Any) -> FederatedDataset:
+        """Returns a dataset of the same people with some attributes replaced.
+
+        The new dataset spends from the same privacy budget, also where ``population`` is empty.
+
+        Args:
+            **changes: attributes of `FederatedDataset`.
+
+        Returns:
+            The new dataset; arrays that did not change are shared, not copied.
+
+        Raises:
+            DataError: what does not fit together.
+
+        Example:
+            >>> from fedjax_secure.data import heart_disease
+            >>> data = heart_disease()
+            >>> data.derive(name="hearts").population_fingerprint == data.population_fingerprint
+            True
+        """
+        made = replace(self, **changes)
+        if not self.population and "population" not in changes:
+            object.__setattr__(made, "_origin", self if self._origin is None else self._origin)
+        return made
+
+    def subset(self, clients: Sequence[int | str] | np.ndarray) -> FederatedDataset:
+        """Returns the records of some clients only, in the order in which you name them.
+
+        A run of neighbours shares the arrays of this dataset; any other choice copies the records
+        of the chosen clients and no others.
+
+        Args:
+            clients: their ids, or their numbers from 0; a boolean mask over all clients serves too.
+
+        Returns:
+            A dataset of these clients, which spends from the same privacy budget.
+
+        Raises:
+            DataError: no client, one named twice, or one that is not in the dataset.
+
+        Example:
+            >>> from fedjax_secure.data import heart_disease
+            >>> heart_disease().subset(["Hungary", "Cleveland"]).clients
+            ('Hungary', 'Cleveland')
+        """
+        chosen = self._client_numbers(clients)
+        parts: dict[str, Any] = {}
+        for prefix in ("", "test_"):
+            bounds = getattr(self, f"{prefix}offsets").astype(np.int64)
+            counts = np.diff(bounds)[chosen]
+            offsets = np.concatenate([[0], np.cumsum(counts)])
+            if np.array_equal(chosen, np.arange(chosen[0], chosen[0] + len(chosen))):
+                rows: Any = slice(bounds[chosen[0]], bounds[chosen[-1] + 1])
+            else:
+                rows = np.arange(offsets[-1]) + np.repeat(bounds[chosen] - offsets[:-1], counts)
+            parts[f"{prefix}offsets"] = offsets
+            for name in (f"{prefix}x", f"{prefix}y"):
+                parts[name] = frozen(getattr(self, name)[rows])
+        return self.derive(clients=tuple(self.clients[c] for c in chosen), **parts)
+
+    def _client_numbers(self, clients: Sequence[int | str] | np.ndarray) -> np.ndarray:
+        asked = np.asarray(clients)
+        if asked.ndim != 1 or asked.size == 0:
+            raise _refuse("a list of clients", repr(clients), 'Write subset(["a", "b"]).')
+        if asked.dtype == bool:
+            if len(asked) != self.num_clients or not asked.any():
+                raise _refuse(
+                    f"a mask of {self.num_clients} clients, true for one at least",
+                    f"{len(asked)} entries, {int(asked.sum())} of them true",
+                    "Give one entry for each client.",
+                )
+            return np.flatnonzero(asked)
+        if asked.dtype.kind in "iu":
+            unknown = asked[(asked < 0) | (asked >= self.num_clients)].tolist()
+            numbers = asked.astype(np.int64)
+        else:
+            places = {client: c for c, client in enumerate(self.clients)}
+            unknown = [str(c) for c in clients if str(c) not in places]
+            numbers = np.array([places.get(str(c), -1) for c in clients], np.int64)
+        if unknown:
+            raise _refuse(
+                f"clients of {_short(self.clients)}, or numbers below {self.num_clients}",
+                _short(unknown),
+                "Check the spelling: dataset.clients lists them.",
+            )
+        if len(np.unique(numbers)) != len(numbers):
+            raise _refuse("distinct clients", "one named twice", "Name each client once.")
+        return numbers
 
     def pooled(self) -> FederatedDataset:
         """Returns the same records as one client, `"pooled"`: the baseline without federation.
@@ -221,42 +366,41 @@ class FederatedDataset:
         Returns:
             A dataset of one client. Train on it and evaluate on the original, per client.
         """
-        return FederatedDataset(
+        return self.derive(
             name=f"{self.name}, pooled",
             clients=("pooled",),
-            x=self.x,
-            y=self.y,
             offsets=np.array([0, len(self.y)]),
-            test_x=self.test_x,
-            test_y=self.test_y,
             test_offsets=np.array([0, len(self.test_y)]),
-            feature_names=self.feature_names,
-            classes=self.classes,
-            unit=self.unit,
-            client_unit=self.client_unit,
-            population=self.population,
-            card=self.card,
         )
 
+    @cached_property
+    def label_counts(self) -> np.ndarray:
+        """``[clients, classes] int64``: records of each class, training and held-out together."""
+        return label_counts(self)
+
     def describe(self) -> pd.DataFrame:
-        """Returns one row for each client: its records, and the share of each class among them.
+        """Returns one row for each client: its records, the share of each class, and its skew.
 
-        Columns: ``client``, ``train``, ``test`` and ``share of CLASS`` for each class, over the
-        training and held-out records together. These are exact counts, outside any privacy
-        guarantee: look at them where the records may be looked at.
+        Columns: ``client``, ``train``, ``test``, ``share of CLASS`` for each class over the
+        training and held-out records together, and ``skew``: the total variation distance between
+        the client's shares and those of all records pooled, 0 where they agree, and below 1.
+        These are exact counts, outside any privacy guarantee: look at them where the records may
+        be looked at. `plot` draws the same.
         """
-        import pandas as pd
+        return describe(self)
 
-        rows = []
-        for c, client in enumerate(self.clients):
-            train = self.y[self.offsets[c] : self.offsets[c + 1]]
-            test = self.test_y[self.test_offsets[c] : self.test_offsets[c + 1]]
-            shares = np.bincount(np.concatenate([train, test]), minlength=len(self.classes))
-            row: dict[str, Any] = {"client": client, "train": len(train), "test": len(test)}
-            for name, count in zip(self.classes, shares, strict=True):
-                row[f"share of {name}"] = count / shares.sum()
-            rows.append(row)
-        return pd.DataFrame(rows)
+    def plot(self) -> Figure:
+        """Draws the clients' sizes, their label shares, and their skew, as a matplotlib figure.
+
+        Up to 100 clients are drawn one column each; more are sorted by their most frequent class
+        and drawn as a picture. What `describe` says of privacy holds here too.
+
+        Example:
+            >>> from fedjax_secure.data import heart_disease
+            >>> len(heart_disease().plot().axes) >= 3
+            True
+        """
+        return draw(self)
 
     def __repr__(self) -> str:
         return (
@@ -266,139 +410,69 @@ class FederatedDataset:
         )
 
 
-def _as_array(name: str, value: Any, dtype: Any) -> np.ndarray:
+def frozen(array: np.ndarray) -> np.ndarray:
+    """Marks a new array read-only, so that a dataset takes it over without copying.
+
+    Example:
+        >>> frozen(np.zeros(2)).flags.writeable
+        False
+    """
+    array.setflags(write=False)
+    return array
+
+
+def _dtype_of(x: Any) -> np.dtype:
+    dtype = getattr(x, "dtype", None)
+    return dtype if dtype in _KEPT else np.dtype(np.float32)
+
+
+def _cannot_change(array: np.ndarray) -> bool:
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return False
+        array = array.base
+    return array is None or isinstance(array, bytes)
+
+
+def _as_array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    if type(value) is np.ndarray and value.dtype == dtype and _cannot_change(value):
+        return value
     try:
-        array = np.array(value)
-        if array.size and dtype == np.int32:
+        array = np.asarray(value)
+        if array.size and dtype.kind == "i":
             whole = np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.bool_)
             if not whole or np.any(array != array.astype(np.int32)):
                 raise TypeError
-        return array.astype(dtype)
+        return frozen(array.astype(dtype))
     except (TypeError, ValueError):
         raise _refuse(
-            f"{name} as an array of {np.dtype(dtype)}", type(value).__name__, "Convert it first."
+            f"{name} as an array of {dtype}", type(value).__name__, "Convert it first."
         ) from None
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(shape)
+        if not all(isinstance(n, int | np.integer) and n > 0 for n in sizes):
+            raise TypeError
+        return tuple(int(n) for n in sizes)
+    except TypeError:
+        raise _refuse(
+            "a shape of whole numbers above 0", repr(shape), "Write shape=(28, 28, 1)."
+        ) from None
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """``[records, bytes] uint8`` of ``[records, columns]``, little-endian."""
+    content = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    width = content.shape[1] * content.itemsize
+    return content.reshape(-1).view(np.uint8).reshape(len(array), width)
+
+
+def _short(names: Sequence[Any]) -> str:
+    shown = ", ".join(repr(n) for n in names[:8])
+    return f"[{shown}{f', ... ({len(names)} in all)' if len(names) > 8 else ''}]"
 
 
 def _refuse(need: str, found: str, fix: str) -> DataError:
     return DataError("FederatedDataset", need=need, found=found, fix=fix)
-
-
-def check_split(test_fraction: float, seed: int) -> None:
-    """Refuses what `split_records` cannot split by.
-
-    Raises:
-        DataError: a fraction outside [0, 1), or a seed that is not an integer of 0 or more.
-    """
-    number = isinstance(test_fraction, int | float | np.number)
-    if isinstance(test_fraction, bool) or not number or not 0 <= test_fraction < 1:
-        raise DataError(
-            "the split",
-            need="a test_fraction in [0, 1)",
-            found=repr(test_fraction),
-            fix="0.2 holds out a fifth of each client's records.",
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise DataError(
-            "the split",
-            need="an integer seed of 0 or more",
-            found=repr(seed),
-            fix="Give seed=0, or any other public constant.",
-        )
-
-
-def split_records(
-    labels: Sequence[int] | np.ndarray, *, test_fraction: float, seed: int, stream: int
-) -> np.ndarray:
-    """Chooses a client's held-out records: seeded, and the same share of every class.
-
-    Each class gives ``round(test_fraction * size)`` of its records, at least one where it has
-    two and a share was asked for, and never all of them. The choice sorts the class by the raw
-    64-bit output of PCG64, whose stream numpy keeps for ever, so the split is a constant of the
-    data, the fraction and the seed.
-
-    Args:
-        labels: ``[records]`` class numbers of one client.
-        test_fraction: the share to hold out, in [0, 1).
-        seed: any integer of 0 or more; a public constant.
-        stream: the client's number, so that clients have different permutations.
-
-    Returns:
-        ``[records] bool``, true where the record is held out.
-
-    Raises:
-        DataError: a fraction outside [0, 1), or a seed that is not an integer of 0 or more.
-
-    Example:
-        >>> split_records([0, 0, 0, 1, 1], test_fraction=0.3, seed=0, stream=0).sum()
-        np.int64(2)
-    """
-    check_split(test_fraction, seed)
-    labels = np.asarray(labels)
-    order = np.random.PCG64(np.random.SeedSequence([int(seed), stream])).random_raw(len(labels))
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        wanted = int(np.floor(test_fraction * len(members) + 0.5)) if test_fraction else 0
-        if test_fraction:
-            wanted = max(wanted, 1)
-        wanted = min(wanted, len(members) - 1)
-        held_out[members[np.argsort(order[members], kind="stable")][:wanted]] = True
-    return held_out
-
-
-def from_records(
-    *,
-    name: str,
-    client_names: Sequence[str],
-    client: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    test_fraction: float,
-    seed: int,
-    feature_names: Sequence[str],
-    classes: Sequence[str],
-    unit: str,
-    card: str,
-    client_unit: str = "client",
-    population: str = "",
-) -> FederatedDataset:
-    """Groups encoded records by client, splits each client, and builds the dataset.
-
-    Args:
-        name, feature_names, classes, unit, client_unit, population, card: as in `FederatedDataset`.
-        client_names: the clients' ids, in the order of the dataset.
-        client: ``[records] int``, the number of each record's client.
-        x: ``[records, features]``, encoded features.
-        y: ``[records] int``, class numbers.
-        test_fraction, seed: as in `split_records`.
-
-    Returns:
-        The dataset; records of a client keep their order.
-
-    Raises:
-        DataError: as `FederatedDataset` and `split_records` do.
-    """
-    train, test = [], []
-    for c in range(len(client_names)):
-        rows = np.flatnonzero(client == c)
-        held_out = split_records(y[rows], test_fraction=test_fraction, seed=seed, stream=c)
-        train.append(rows[~held_out])
-        test.append(rows[held_out])
-    train_rows, test_rows = np.concatenate(train), np.concatenate(test)
-    return FederatedDataset(
-        name=name,
-        clients=tuple(client_names),
-        x=x[train_rows],
-        y=y[train_rows],
-        offsets=np.cumsum([0, *map(len, train)]),
-        test_x=x[test_rows],
-        test_y=y[test_rows],
-        test_offsets=np.cumsum([0, *map(len, test)]),
-        feature_names=tuple(feature_names),
-        classes=tuple(classes),
-        unit=unit,
-        client_unit=client_unit,
-        population=population,
-        card=card,
-    )

@@ -10,8 +10,9 @@ from importlib import resources
 import numpy as np
 
 from fedjax_secure.core.errors import DataError
-from fedjax_secure.data.dataset import FederatedDataset, from_records
+from fedjax_secure.data.dataset import FederatedDataset
 from fedjax_secure.data.encoding import CategoryColumn, NumberColumn, encode_columns
+from fedjax_secure.data.splitting import from_records
 
 SHA256 = "e1f450b6d91f80a76c25489f9453af51c47e03c4621910df7223bf2e13301a39"
 HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")

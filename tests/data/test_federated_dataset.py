@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data import FederatedDataset
-from fedjax_secure.data.dataset import split_records
+from fedjax_secure.data.splitting import split_clients, split_records
 
 GOOD = {
     "name": "two",
@@ -128,8 +128,13 @@ def test_one_name_is_one_population_however_it_is_encoded():
 
 def test_describe_counts_both_parts():
     table = make().describe()
-    assert list(table.columns) == ["client", "train", "test", "share of no", "share of yes"]
-    assert table.to_numpy().tolist() == [["a", 3, 1, 0.25, 0.75], ["b", 1, 1, 1.0, 0.0]]
+    assert list(table.columns) == [
+        "client", "train", "test", "share of no", "share of yes", "skew",
+    ]  # fmt: skip
+    assert table.to_numpy().tolist() == [
+        ["a", 3, 1, 0.25, 0.75, 0.25],
+        ["b", 1, 1, 1.0, 0.0, 0.5],
+    ]
 
 
 def test_pooled_is_one_client_with_the_same_records():
@@ -177,3 +182,159 @@ def test_a_bad_fraction_is_refused(fraction):
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises(DataError, match="seed"):
         split_records([0, 1], test_fraction=0.5, seed=seed, stream=0)
+
+
+# What a dataset of pictures or text adds.
+
+PICTURES = {
+    **GOOD,
+    "x": np.arange(32, dtype=np.uint8).reshape(4, 8),
+    "test_x": np.zeros((2, 8), np.uint8),
+    "feature_names": (),
+    "shape": (2, 2, 2),
+}
+
+
+def test_the_population_fingerprint_is_a_published_constant():
+    assert make().population_fingerprint == (
+        "0e5dd005e5259b5609ea2a3026a93dd6cb8be3e7c012f5113dc07557521ef3cc"
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_pixels_and_tokens_keep_their_type_and_shape(dtype):
+    x, test_x = PICTURES["x"].astype(dtype), PICTURES["test_x"].astype(dtype)
+    data = FederatedDataset(**{**PICTURES, "x": x, "test_x": test_x})
+    assert data.x.dtype == data.test_x.dtype == dtype and np.array_equal(data.x, x)
+    assert data.shape == (2, 2, 2) and data.feature_names[5] == "1,0,1"
+    for part in (data.subset(["b"]), data.pooled(), data.derive(name="other")):
+        assert part.x.dtype == dtype and part.shape == (2, 2, 2)
+
+
+def test_fingerprints_know_type_and_shape():
+    names = tuple("abcdefgh")
+    plain = FederatedDataset(**{**PICTURES, "shape": (), "feature_names": names})
+    folded = FederatedDataset(**{**PICTURES, "feature_names": names})
+    tokens = FederatedDataset(**{
+        **PICTURES, "feature_names": names, "x": PICTURES["x"].astype(np.int32),
+        "test_x": PICTURES["test_x"].astype(np.int32),
+    })  # fmt: skip
+    floats = FederatedDataset(**{
+        **PICTURES, "shape": (), "feature_names": names, "x": PICTURES["x"].astype(np.float32),
+        "test_x": PICTURES["test_x"].astype(np.float32),
+    })  # fmt: skip
+    made = (plain, folded, tokens, floats)
+    assert len({data.fingerprint for data in made}) == 4
+    assert len({data.population_fingerprint for data in made}) == 4
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"shape": (2, 3)}, "a shape of 2 features in all"),
+        ({"shape": (2, -1, -1)}, "whole numbers above 0"),
+        ({"shape": (2.0,)}, "whole numbers above 0"),
+        ({"shape": 2}, "whole numbers above 0"),
+        ({"x": np.zeros((4, 2), np.uint8)}, "test_x of x's type, uint8"),
+        ({"test_x": np.zeros((2, 2), np.uint8)}, "test_x of x's type, float32"),
+        ({"feature_names": ()}, "x of shape"),
+    ],
+)
+def test_a_shape_or_type_that_does_not_fit_is_refused(changes, words):
+    with pytest.raises(DataError) as error:
+        make(**changes)
+    assert words in str(error.value)
+
+
+def test_held_out_records_may_be_none_whatever_their_type():
+    none = {"test_x": np.zeros((0, 8)), "test_y": [], "test_offsets": [0, 0, 0]}
+    data = FederatedDataset(**{**PICTURES, **none})
+    assert data.test_x.dtype == np.uint8 and data.test_counts.tolist() == [0, 0]
+    assert len(data.fingerprint) == len(data.population_fingerprint) == 64
+
+
+def test_the_card_is_text_and_can_be_called():
+    data = make(card="A study.\nLicence: CC0.")
+    assert data.card == "A study.\nLicence: CC0." and data.card() is data.card
+    assert repr(data.card()) == data.card and "CC0" in data.derive(name="b").card
+
+
+def clients_of(data):
+    """Each client's records, as bytes."""
+    found = {}
+    for c, client in enumerate(data.clients):
+        train = slice(data.offsets[c], data.offsets[c + 1])
+        test = slice(data.test_offsets[c], data.test_offsets[c + 1])
+        parts = data.x[train], data.y[train], data.test_x[test], data.test_y[test]
+        found[client] = tuple(part.tobytes() for part in parts)
+    return found
+
+
+@pytest.mark.parametrize("chosen", [["c"], ["d", "a"], [1, 2], np.array([3, 0, 1]), ["b", "c"],
+                                    np.array([True, False, True, True])])
+def test_a_subset_holds_the_chosen_clients_and_nothing_else(chosen):
+    rng = np.random.default_rng(0)
+    data = make(clients=tuple("abcd"), x=rng.normal(size=(20, 2)), y=rng.integers(2, size=20),
+                offsets=[0, 3, 4, 11, 20], test_x=rng.normal(size=(6, 2)),
+                test_y=rng.integers(2, size=6), test_offsets=[0, 2, 2, 5, 6])
+    part = data.subset(chosen)
+    numbers = np.flatnonzero(chosen) if np.asarray(chosen).dtype == bool else chosen
+    names = [n if isinstance(n, str) else data.clients[n] for n in numbers]
+    assert part.clients == tuple(names)
+    assert clients_of(part) == {name: clients_of(data)[name] for name in names}
+    assert part.population_fingerprint == data.population_fingerprint != part.fingerprint
+
+
+def test_neighbours_share_the_arrays_of_the_dataset():
+    data = make()
+    assert np.shares_memory(data.subset(["b"]).x, data.x)
+    assert np.shares_memory(data.pooled().x, data.x)
+
+
+@pytest.mark.parametrize("chosen, words", [
+    ([], "a list of clients"), ("a", "a list of clients"), (["z"], "'z'"), ([2], "[2]"),
+    ([-1], "[-1]"), (["a", "a"], "distinct clients"), ([True], "a mask of 2"),
+    ([False, False], "true for one at least"),
+])
+def test_a_subset_of_unknown_clients_is_refused(chosen, words):
+    with pytest.raises(DataError) as error:
+        make().subset(chosen)
+    assert words in str(error.value)
+
+
+def test_what_is_derived_spends_from_the_same_budget():
+    data = make()
+    again = data.subset(["a"]).derive(x=data.subset(["a"]).x + 1).pooled()
+    assert again.population_fingerprint == data.population_fingerprint
+    assert data.derive(population="other").population_fingerprint != data.population_fingerprint
+
+
+def test_read_only_arrays_are_shared_and_others_copied():
+    x = np.ones((4, 2), np.float32)
+    view = x[:]
+    view.setflags(write=False)
+    assert not np.shares_memory(make(x=view).x, x)  # x itself may still change
+    x.setflags(write=False)
+    assert np.shares_memory(make(x=view).x, x)
+    content = np.frombuffer(x.tobytes(), np.float32).reshape(4, 2)
+    assert np.shares_memory(make(x=content).x, content)
+
+
+def test_ten_thousand_clients_and_a_million_records_are_no_burden():
+    counts = np.full(10_000, 100)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    rng = np.random.default_rng(0)
+    labels = rng.integers(62, size=1_000_000)
+    held_out = split_clients(labels, offsets, test_fraction=0.2, seed=0)
+    alone = split_records(labels[100:200], test_fraction=0.2, seed=0, stream=1)
+    assert np.array_equal(held_out[100:200], alone)
+    data = FederatedDataset(
+        name="many", clients=tuple(map(str, range(10_000))),
+        x=rng.integers(256, size=(1_000_000, 2), dtype=np.uint8), y=labels, offsets=offsets,
+        test_x=np.zeros((0, 2)), test_y=[], test_offsets=np.zeros(10_001, int),
+        feature_names=("p", "q"), classes=tuple(map(str, range(62))))
+    table = data.describe()
+    assert len(table) == 10_000 and (table["train"] == 100).all()
+    assert np.allclose(table.filter(like="share of").sum(axis=1), 1)
+    assert len(data.plot().axes) == 4
+    assert len(data.subset(np.arange(0, 10_000, 2)).y) == 500_000
