@@ -1,7 +1,7 @@
 """What happens in a round: federated algorithms."""
 
-from .algorithm import Algorithm, Work
+from .algorithm import Algorithm, example_weights
 from .fed_avg import fed_avg
 from .fed_sgd import fed_sgd
 
-__all__ = ["Algorithm", "Work", "fed_avg", "fed_sgd"]
+__all__ = ["Algorithm", "example_weights", "fed_avg", "fed_sgd"]

@@ -6,47 +6,112 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..core import Aggregation, Cohort, Source
-from ..core.stage import States
-from ..training import Engine, Sink
+from ..core import Aggregation, Cohort
+from ..training import ClientWork, TrainableModel
 
-
-class Work(NamedTuple):
-    """What the clients of one round computed.
-
-    Attributes:
-        values: what the sink holds: [rows, dim], float32 updates or int32 sums of encoded records;
-            or the payloads' sum.
-        nonfinite: int32 [clients]: how many records or values were not finite.
-    """
-
-    values: jax.Array
-    nonfinite: np.ndarray
+Model = TrainableModel
+Params = Any
 
 
 class Algorithm(NamedTuple):
-    """A federated algorithm.
+    """A federated algorithm, as pure functions of a model.
+
+    A round runs ``work`` for every client that takes part, sums what they send through the chain
+    (clipping, noise, encryption), divides by a public constant, and hands that mean to ``step``.
+    Everything that a client sends is in that one vector: an algorithm with several vectors
+    concatenates them.
 
     Attributes:
         name: for records and code.
-        server: the optimiser that takes the decoded mean as a gradient.
-        direction: +1 where clients send gradients, -1 where they send what to add to the model.
-        one_step: each client takes one step at the global model, so its records can be clipped
-            one by one.
-        batch_size: how many examples the engine takes at once.
-        settings: what else the clients' work depends on, as text: another text is another run.
-        local: ``(engine, params, cohort, keys [clients, 8], aggregation, states, source, into) ->
-            Work``: the work of the clients that the sink ``into`` names.
+        settings: what the clients' work depends on, as text: another text is another run.
+        batch_size: records in a training step.
+        work: ``(model, aggregation) -> ClientWork``. Called once an experiment.
+        init: ``(model, params) -> server state``, a pytree of arrays.
+        shared: ``(model, params, server state, stages' states) -> pytree``, what every client gets
+            this round; ``shared["params"]`` is the model.
+        step: ``(model, params, server state, mean [width]) -> (params, server state)``, pure and
+            jittable. ``mean`` is the sum of the clients' values over a public constant; an
+            algorithm that needs a ratio of sums sends both.
+        own: ``(cohort, keys) -> {name: [clients, ...]}``, each client's public numbers.
+        client_state: ``(model, params) -> [state_size] float32``, what a client that has never
+            taken part starts from; None where clients keep nothing.
+        personal: ``(model, params, state [state_size]) -> params``, a client's own model; None
+            where everyone has the global one.
+        one_step: each client takes one step at the global model, so its records can be clipped one
+            by one, and the sum is divided by the expected number of records.
+        stale_versions: how many past models clients may start from; 0 for synchronous rounds.
     """
 
     name: str
-    server: optax.GradientTransformation
-    direction: float
-    one_step: bool
-    batch_size: int
     settings: str
-    local: Callable[[Engine, Any, Cohort, np.ndarray, Aggregation, States, Source, Sink],
-                    Work]
+    batch_size: int
+    work: Callable[[Model, Aggregation], ClientWork]
+    init: Callable[[Model, Params], Any]
+    shared: Callable[[Model, Params, Any, Any], Any]
+    step: Callable[[Model, Params, Any, jax.Array], tuple[Params, Any]]
+    own: Callable[[Cohort, np.ndarray], dict[str, np.ndarray]]
+    client_state: Callable[[Model, Params], np.ndarray] | None = None
+    personal: Callable[[Model, Params, jax.Array], Params] | None = None
+    one_step: bool = False
+    stale_versions: int = 0
+
+
+def example_weights(cohort: Cohort, *, weighted: bool = True) -> np.ndarray:
+    """Each client's weight in the sum, so that the sum over the expected cohort is the mean.
+
+    Args:
+        cohort: who takes part.
+        weighted: by the number of examples, so that the mean over clients is the mean over
+            examples (the counts are then used in the clear); else every client counts the same.
+
+    Returns:
+        float32 [clients]; 0 for clients that take no part. Their mean over the others is 1, or,
+        where clients were drawn with unequal probabilities (``cohort.scale``), 1 in expectation.
+
+    Example:
+        >>> cohort = Cohort(1, ("a", "b", "c"), (np.arange(3), np.arange(1), np.arange(0)),
+        ...                 np.array([True, True, False]))
+        >>> example_weights(cohort).tolist()
+        [1.5, 0.5, 0.0]
+    """
+    alive = np.asarray(cohort.alive, np.float64)
+    weights = alive if cohort.scale is None else alive * cohort.scale
+    if weighted and cohort.mean_count is not None:
+        weights = weights * cohort.counts / cohort.mean_count
+    elif weighted:
+        counts = cohort.counts * alive
+        weights = weights * counts * (alive.sum() / max(counts.sum(), 1.0))
+    return weights.astype(np.float32)
+
+
+def only_params(model: Model, params: Params, server_state: Any, stage_states: Any) -> Any:
+    """What clients get where the model is all they need."""
+    return {"params": params}
+
+
+def server_optimizer(
+    server: optax.GradientTransformation, *, direction: float = -1.0
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``init`` and ``step`` of a server that takes the mean as a gradient of an optax optimiser.
+
+    Args:
+        server: the optimiser.
+        direction: +1 where clients send gradients, -1 where they send what to add to the model.
+
+    Source:
+        Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 1 (FedOpt).
+    """
+
+    def init(model: Model, params: Params) -> Any:
+        return server.init(params)
+
+    def step(model: Model, params: Params, state: Any, mean: jax.Array) -> tuple[Params, Any]:
+        gradient = model.unravel(jnp.float32(direction) * mean[: model.dim])
+        updates, state = server.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return init, step

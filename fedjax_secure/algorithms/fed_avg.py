@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import optax
 
-from ..core import SpecError
-from ..core.randomness import host_words
-from .algorithm import Algorithm, Work
+from ..core import Cohort, SpecError
+from ..training import local_sgd
+from .algorithm import Algorithm, example_weights, only_params, server_optimizer
 
 
 def fed_avg(
@@ -16,6 +16,7 @@ def fed_avg(
     local_epochs: int = 1,
     batch_size: int = 32,
     server: optax.GradientTransformation | None = None,
+    client: optax.GradientTransformation | None = None,
     weighted: bool = True,
 ) -> Algorithm:
     """Local SGD on each client, then the mean of the changes.
@@ -26,6 +27,8 @@ def fed_avg(
         batch_size: examples a step.
         server: an optax optimiser that takes minus the mean change as a gradient; None adds the
             mean change to the model (learning rate 1), as the paper does.
+        client: an optax optimiser for the clients instead of plain SGD; its state starts anew each
+            round, and ``learning_rate`` then multiplies its updates.
         weighted: weigh each client by its share of the round's examples, so that the mean over
             clients is the mean over examples. The counts are then used in the clear.
 
@@ -43,29 +46,35 @@ def fed_avg(
         McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized
         Data", Algorithm 1 (FederatedAveraging).
     """
-    if not learning_rate > 0 or local_epochs < 1 or batch_size < 1:
-        raise SpecError("fed_avg", need="learning_rate > 0, local_epochs >= 1, batch_size >= 1",
-                        found=f"{learning_rate=}, {local_epochs=}, {batch_size=}",
-                        fix="Start with fed_avg(0.1).")
+    check_local("fed_avg", learning_rate, local_epochs, batch_size)
+    optimizer = None if client is None else optax.chain(client, optax.scale(learning_rate))
 
-    def local(engine, params, cohort, keys, aggregation, states, source, into) -> Work:
-        # Only the orders of the sink's clients are drawn; the engine ignores the others.
-        epochs = [first[:0] for first in cohort.indices]
-        for place in into.clients:
-            first = cohort.indices[place]
-            orders = [first]
-            for epoch in range(1, local_epochs):
-                key = source.key(f"order {epoch}", round=cohort.round,
-                                 client=cohort.clients[place])
-                orders.append(first[np.argsort(host_words(key, len(first)), kind="stable")])
-            epochs[place] = np.stack(orders)
-        weights = None
-        if weighted:
-            counts = np.array([len(rows) for rows in cohort.indices], np.float64)
-            weights = counts * len(counts) / max(counts.sum(), 1.0)
-        trained = engine.local_sgd(params, epochs, learning_rate=learning_rate, weights=weights,
-                                   into=into)
-        return Work(trained.values, np.asarray(trained.nonfinite))
+    def work(model, aggregation):
+        return local_sgd(
+            model, passes=local_epochs, optimizer=optimizer,
+            learning_rate=learning_rate if optimizer is None else None)
 
+    def own(cohort: Cohort, keys: np.ndarray) -> dict[str, np.ndarray]:
+        return {"weight": example_weights(cohort, weighted=weighted)}
+
+    init, step = server_optimizer(optax.sgd(1.0) if server is None else server)
     settings = f"{learning_rate=}, {local_epochs=}, {batch_size=}, {weighted=}"
-    return Algorithm("fed_avg", server or optax.sgd(1.0), -1.0, False, batch_size, settings, local)
+    if client is not None:
+        settings += ", client optimiser"
+    return Algorithm("fed_avg", settings, batch_size, work, init, only_params, step, own)
+
+
+def check_local(name: str, learning_rate: float, local_epochs: int, batch_size: int) -> None:
+    """Refuse settings of local training that make no sense.
+
+    Raises:
+        SpecError: a learning rate that is not positive and finite, or numbers of epochs or records
+            that are not whole and positive.
+    """
+    whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+                for value in (local_epochs, batch_size))
+    rate = isinstance(learning_rate, int | float | np.number) and np.isfinite(learning_rate)
+    if not (whole and rate and learning_rate > 0):
+        raise SpecError(name, need="learning_rate > 0, local_epochs >= 1, batch_size >= 1",
+                        found=f"{learning_rate=}, {local_epochs=}, {batch_size=}",
+                        fix=f"Start with {name}(0.1).")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .algorithm import Algorithm, Work
+from ..core import Cohort
+from ..training import record_sums
+from .algorithm import Algorithm, server_optimizer
 
 
 def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
@@ -34,25 +34,19 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
         Data", FedSGD; Abadi et al. 2016, Algorithm 1 (with clipping and noise in the chain).
     """
 
-    def local(engine, params, cohort, keys, aggregation, states, source, into) -> Work:
+    def work(model, aggregation):
         if aggregation.num_record_stages:
-            encode, dtype = _record_encoder(aggregation), jnp.int32
-        else:
-            encode, dtype = _as_it_is, jnp.float32
-        sums = engine.record_sums(params, cohort.indices, keys, encode, dtype, states=states,
-                                  into=into)
-        return Work(sums.values, np.asarray(sums.nonfinite))
+            return record_sums(model, aggregation.encode_record, jnp.int32, with_states=True)
+        return record_sums(model, _as_it_is, jnp.float32, with_states=True)
 
-    return Algorithm("fed_sgd", server, 1.0, True, 1, "", local)
+    def shared(model, params, server_state, stage_states):
+        return {"params": params, "states": stage_states}
 
+    def own(cohort: Cohort, keys: np.ndarray) -> dict[str, np.ndarray]:
+        return {"key": keys}
 
-@functools.lru_cache(maxsize=64)
-def _record_encoder(aggregation):
-    # One function object a chain, so that the engine compiles once.
-    def encode(states, key, slot, gradient):
-        return aggregation.encode_record(states, key, slot, gradient)
-
-    return encode
+    init, step = server_optimizer(server, direction=1.0)
+    return Algorithm("fed_sgd", "", 1, work, init, shared, step, own, one_step=True)
 
 
 def _as_it_is(states, key, slot: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core import Cohort, Sampling, Source
+
+
+class Candidates(NamedTuple):
+    """What a selection may look at before a round.
+
+    Attributes:
+        clients: ids of the whole population, in the dataset's order.
+        offsets: int [clients + 1], where each client's examples begin.
+        losses: ``(client numbers) -> float64 [numbers]``: the mean loss of the current model on
+            these clients' training examples, computed when it is called. Only a selection that
+            says ``reads_data`` may call it.
+    """
+
+    clients: tuple[str, ...]
+    offsets: np.ndarray
+    losses: Callable[[Sequence[int]], np.ndarray] | None = None
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int [clients]: examples of each client."""
+        return np.diff(self.offsets)
+
+
+class Observed(NamedTuple):
+    """What a selection learns of a finished round.
+
+    Attributes:
+        losses: float64 [clients], the mean training loss of each client that took part, NaN for
+            the others and where the algorithm does not report it.
+        steps: int64 [clients], the training steps each client executed.
+    """
+
+    losses: np.ndarray
+    steps: np.ndarray
+
+
+def _remembers_nothing(candidates: Candidates) -> Any:
+    return ()
+
+
+def _learns_nothing(state: Any, cohort: Cohort, observed: Observed) -> Any:
+    return state
+
+
+def _everyone(num_clients: int) -> float:
+    return float(num_clients)
 
 
 class Selection(NamedTuple):
@@ -15,11 +61,27 @@ class Selection(NamedTuple):
 
     Attributes:
         name: for records and code.
-        sampling: what the accountant is told; None where no unit is sampled.
-        draw: ``(source, round, clients, offsets) -> Cohort``; ``offsets`` [clients + 1] says where
-            each client's examples begin.
+        sampling: what the accountant is told: how each unit of privacy is sampled, if that
+            amplifies privacy, and ``Sampling("all", 1.0, unit)`` if it does not.
+        draw: ``(source, round, candidates, state) -> Cohort``. What is random comes from
+            ``source.key(...)``.
+        init: ``candidates -> state``, what the selection remembers: a pytree of arrays whose
+            shapes never change.
+        observe: ``(state, cohort, observed) -> state``, after a round.
+        expected_clients: ``num_clients -> float``, the expected number of clients in a round: a
+            public constant, by which sums are divided.
+        most_clients: ``num_clients -> int``, the largest number of clients in a round.
+        reads_data: whether who takes part depends on the clients' examples. Then one client's
+            data decides about others, no noise covers that, and differential privacy is refused.
+        settings: what else the draw depends on, as text: another text is another run.
     """
 
     name: str
     sampling: Sampling | None
-    draw: Callable[[Source, int, tuple[str, ...], np.ndarray], Cohort]
+    draw: Callable[[Source, int, Candidates, Any], Cohort]
+    init: Callable[[Candidates], Any] = _remembers_nothing
+    observe: Callable[[Any, Cohort, Observed], Any] = _learns_nothing
+    expected_clients: Callable[[int], float] = _everyone
+    most_clients: Callable[[int], int] = int
+    reads_data: bool = False
+    settings: str = ""

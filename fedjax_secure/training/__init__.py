@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+from fedjax_secure.training.baselines import epoch_orders, train_alone, train_pooled
+from fedjax_secure.training.contracts import (
+    Batch,
+    ClientRecords,
+    ClientResult,
+    ClientWork,
+    Done,
+    Phase,
+    Rows,
+    Sink,
+    Total,
+    TrainableModel,
+)
 from fedjax_secure.training.devices import use_all_cores
 
 # `import fedjax_secure` calls use_all_cores() before anything may start JAX's backend.
 from fedjax_secure.training.engine import ClientValues, Engine
 from fedjax_secure.training.evaluation import Evaluation, area_under_curve, evaluate
-from fedjax_secure.training.local import epoch_orders, train_alone, train_pooled
+from fedjax_secure.training.local import (
+    change,
+    descend,
+    local_loss,
+    local_sgd,
+    mean_loss,
+    mean_over_steps,
+    record_sums,
+    sum_loss,
+)
 from fedjax_secure.training.packing import Draw
-from fedjax_secure.training.sinks import Rows, Sink, Total
 
 __all__ = [
+    "Batch",
+    "ClientRecords",
+    "ClientResult",
     "ClientValues",
+    "ClientWork",
+    "Done",
     "Draw",
     "Engine",
     "Evaluation",
+    "Phase",
     "Rows",
     "Sink",
     "Total",
+    "TrainableModel",
     "area_under_curve",
+    "change",
+    "descend",
     "epoch_orders",
     "evaluate",
+    "local_loss",
+    "local_sgd",
+    "mean_loss",
+    "mean_over_steps",
+    "record_sums",
+    "sum_loss",
     "train_alone",
     "train_pooled",
     "use_all_cores",

@@ -1,10 +1,10 @@
-"""The ragged engine: every client of a round inside one compiled program, no padding executed."""
+"""The engine: every client of a round inside one compiled program, no padding executed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,39 +15,53 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.training.contracts import ClientRecords, Params, TrainableModel
+from fedjax_secure.training import local
+from fedjax_secure.training.contracts import (
+    ClientRecords,
+    ClientWork,
+    Done,
+    Params,
+    Rows,
+    Sink,
+    Total,
+    TrainableModel,
+)
+from fedjax_secure.training.layouts import Inputs, Program, lanes, ragged
 from fedjax_secure.training.packing import Draw, pack_draw
-from fedjax_secure.training.sinks import Rows, Sink, Total
 
 AXIS = "devices"
+Layout = Literal["ragged", "lanes"]
 
 
 class ClientValues(NamedTuple):
     """What the engine computed for the clients of one round.
 
     Attributes:
-        values: ``[rows, dim]``: sums of encoded records, or float32 updates; a client that took
-            no part has zeros. Into a `Total`, the payloads' sum.
-        nonfinite: ``[clients] int32``: of `record_sums`, how many records had a gradient that is
-            not finite (each counts as zero); of `local_sgd`, 1 where the update is not finite.
-            Computed from records, so outside any privacy guarantee.
-        steps: ``[devices] int32``: steps that each device executed: records of `record_sums`,
-            batches of `local_sgd`.
+        values: ``[rows, width]``, a row for each client of a `Rows` sink; zeros for a client that
+            took no part. Into a `Total`, the payloads' sum.
+        nonfinite: ``[clients] int32``: how many parts of each client's value were not finite: of
+            `record_sums` its records (each counts as zero), else 1 where its update or state is
+            not. Computed from records, so outside any privacy guarantee.
+        steps: ``[clients] int32``: the steps that each client executed.
+        metrics: ``{name: [clients]}``; zero for a client that took no part.
+        states: ``[rows, state_size]``, the clients' new states, as in ``values``; None where the
+            work keeps none.
     """
 
-    values: jax.Array
+    values: Any
     nonfinite: jax.Array
     steps: jax.Array
+    metrics: Mapping[str, jax.Array]
+    states: jax.Array | None = None
 
 
 class Engine:
     """Trains all clients of a round inside one compiled program.
 
     Clients have unequal numbers of records. Padding each to the largest costs five times the work
-    on realistic sizes, so this engine loops: over the clients dealt to a device, and for each over
-    its batches, with a trip count that is data and not shape. The dataset goes to the devices
-    once; a round sends int32 row numbers in arrays of a fixed size. Clients are dealt to the CPU
-    devices longest first (see `use_all_cores`).
+    on realistic sizes, so nothing is padded: see `fedjax_secure.training.layouts`. The dataset
+    goes to the devices once; a round sends int32 row numbers in arrays of a fixed size. Clients
+    are dealt to devices longest first (see `use_all_cores`).
 
     Guarantees:
         - One compile an experiment: draws of any sizes run the same program (`traces` counts).
@@ -55,8 +69,8 @@ class Engine:
           places contribute exactly zero.
         - Integer sums are exact (modulo 2^32) and do not depend on the order of summation; which
           device a client is dealt to changes nothing.
-        - What `record_sums` computes of a record depends on that record, its key and its slot
-          only, to the last bit: each gradient is computed by itself.
+        - In the ragged layout, what `record_sums` computes of a record depends on that record, its
+          key and its slot only, to the last bit: each gradient is computed by itself.
 
     Results go into a sink. `Rows`, a row for each client of a chunk, suits federations of
     organisations and whatever has to see each client's value; by default there is a row for every
@@ -64,15 +78,20 @@ class Engine:
     of clients: what the chain does to a client's value, encryption included, happens in the same
     program.
 
+    With several processes (``jax.distributed``), every process makes the same engine and the same
+    calls, with equal arguments; each gets the whole result.
+
     Args:
         model: what is trained.
         dataset: the clients' records.
-        batch_size: records in one batch of `local_sgd`.
-        devices: the devices to use; by default those of JAX's default backend, at most one a
-            client.
+        batch_size: records in a batch.
+        devices: the devices to use; by default all of JAX's default backend, at most one a client.
+        layout: ``"ragged"`` or ``"lanes"``; None takes ragged on CPUs and lanes elsewhere.
+        num_lanes: lanes of each device in that layout.
 
     Raises:
-        SpecError: a batch size below 1, no devices, or a model and a dataset that do not fit.
+        SpecError: a batch size below 1, no devices, an unknown layout, or a model and a dataset
+            that do not fit.
 
     Example:
         >>> import jax, numpy as np
@@ -100,9 +119,12 @@ class Engine:
         *,
         batch_size: int,
         devices: Sequence[Any] | None = None,
+        layout: Layout | None = None,
+        num_lanes: int = 16,
     ):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise _refuse("an integer batch_size of 1 or more", repr(batch_size), "Try 32.")
+        for name, value, example in (("batch_size", batch_size, 32), ("num_lanes", num_lanes, 16)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise _refuse(f"an integer {name} of 1 or more", repr(value), f"Try {example}.")
         if dataset.x.shape[1] != model.num_features or len(dataset.classes) != model.num_classes:
             raise _refuse(
                 f"a dataset of {model.num_features} features and {model.num_classes} classes for "
@@ -110,18 +132,25 @@ class Engine:
                 f"{dataset.x.shape[1]} and {len(dataset.classes)}",
                 "Make the model from the dataset, e.g. logistic_regression(dataset).",
             )
-        chosen = list(jax.local_devices() if devices is None else devices)
+        chosen = list(jax.devices() if devices is None else devices)
         if not chosen:
             raise _refuse("at least one device", "none", "Leave devices= out.")
+        if layout not in (None, "ragged", "lanes"):
+            raise _refuse('layout "ragged" or "lanes"', repr(layout), "Leave layout= out.")
         self.model, self.dataset, self.batch_size = model, dataset, batch_size
-        self.devices = tuple(chosen[: len(dataset.clients)])
+        self._several = jax.process_count() > 1
+        # Every process has to hold a device, so that each gets the result.
+        self.devices = tuple(chosen if self._several else chosen[: len(dataset.clients)])
+        self.layout = layout or ("ragged" if self.devices[0].platform == "cpu" else "lanes")
+        self.num_lanes = num_lanes if self.layout == "lanes" else 1
         mesh = Mesh(np.array(self.devices), (AXIS,))
         self._mesh = mesh
         self._everywhere = NamedSharding(mesh, P())
         self._dealt = NamedSharding(mesh, P(AXIS))
-        self._x = jax.device_put(np.asarray(dataset.x, np.float32), self._everywhere)
-        self._y = jax.device_put(np.asarray(dataset.y, np.int32), self._everywhere)
+        self._x = self._put(np.asarray(dataset.x))
+        self._y = self._put(np.asarray(dataset.y, np.int32))
         self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._works: dict[Hashable, ClientWork] = {}
         self._traces: Counter[str] = Counter()
 
     @property
@@ -136,6 +165,8 @@ class Engine:
         distinct: bool = True,
         only: Sequence[int] | None = None,
         empty_too: bool = False,
+        capacity: int | None = None,
+        batch_size: int | None = None,
     ) -> Draw:
         """Checks a draw and deals it to this engine's devices; see `pack_draw`.
 
@@ -144,9 +175,11 @@ class Engine:
             distinct: refuse a row drawn twice.
             only: numbers of the clients to deal; None for all.
             empty_too: also deal clients without records.
+            capacity: at most so many clients a device; None for any number.
+            batch_size: records in a batch; None takes the engine's.
 
         Returns:
-            The draw, as `record_sums` (distinct) and `local_sgd` send it to the devices.
+            The draw, as `train` sends it to the devices.
 
         Raises:
             DataError: a draw that does not fit the dataset.
@@ -155,12 +188,116 @@ class Engine:
             indices,
             offsets=self.dataset.offsets,
             clients=self.dataset.clients,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             num_devices=len(self.devices),
+            num_lanes=self.num_lanes,
             distinct=distinct,
             only=only,
             empty_too=empty_too,
+            capacity=capacity,
         )
+
+    def train(
+        self,
+        work: ClientWork,
+        shared: Any,
+        indices: Sequence[np.ndarray],
+        *,
+        own: Mapping[str, np.ndarray] | None = None,
+        share: np.ndarray | None = None,
+        states: np.ndarray | None = None,
+        distinct: bool = False,
+        into: Sink | None = None,
+    ) -> ClientValues:
+        """Runs one client's work for every client of a round.
+
+        Args:
+            work: what each client computes. Give the same object each round: a new one is
+                compiled anew.
+            shared: what every client gets, a pytree of arrays; their values may change from round
+                to round.
+            indices: for each client the row numbers of its records, ``[count]`` or
+                ``[passes, count]``, at least as many passes as the work has. The order of a row is
+                the order of the work.
+            own: arrays ``[num_clients, ...]``: each client's own public numbers.
+            share: ``[num_clients]``, above 0 and up to 1: which share of its steps each client
+                completes, rounded up; None for all.
+            states: ``[clients of the sink, state_size] float32``, what each keeps, in the sink's
+                order; needed exactly where the work keeps something.
+            distinct: refuse a row drawn twice in a pass.
+            into: where values go, and of which clients; None for a row of every client.
+
+        Returns:
+            The clients' values, or their sum; new states, metrics, and executed steps.
+
+        Raises:
+            DataError: a draw that does not fit the dataset.
+            SpecError: arguments of other shapes than those above.
+        """
+        num_clients, num_devices = len(self.dataset.clients), len(self.devices)
+        into = self._sink(into, with_states=work.state_size > 0)
+        clients = np.asarray(into.clients, np.int64)
+        own = {} if own is None else dict(own)
+        for name, value in own.items():
+            if np.shape(value)[:1] != (num_clients,):
+                raise _refuse(
+                    f"own[{name!r}] with a row for each of {num_clients} clients",
+                    f"{list(np.shape(value))}",
+                    "Number clients as the dataset does.",
+                )
+        share = self._share(share)
+        if (states is None) == (work.state_size > 0) or (
+            states is not None and np.shape(states) != (len(clients), work.state_size)
+        ):
+            raise _refuse(
+                f"states of shape [{len(clients)}, {work.state_size}] for work `{work.name}`"
+                if work.state_size
+                else f"no states for work `{work.name}`, which keeps none",
+                "none" if states is None else f"{list(np.shape(states))}",
+                "Read them from where the last round's were kept, in the sink's order.",
+            )
+        room = into.room
+        capacity = None if room is None else -(-room // num_devices)
+        draw = self.pack(
+            indices,
+            distinct=distinct,
+            only=into.clients,
+            empty_too=isinstance(into, Total) or work.state_size > 0,
+            capacity=capacity,
+            batch_size=work.batch_size,
+        )
+        if draw.passes < work.passes and int(draw.busy.sum()) and draw.count.any():
+            raise _refuse(
+                f"{work.passes} passes over each client's records for work `{work.name}`",
+                f"{draw.passes}",
+                "Give an order for each pass: [passes, count].",
+            )
+        capacity = capacity or 1
+        name = (work, draw.passes, capacity, _shape_of(into))
+        if name not in self._programs:
+            self._programs[name] = self._compile(work, into, capacity)
+        # where each of the sink's clients is: its device's block, and its place in there
+        at = np.zeros(num_clients, np.int64)
+        busy, per_device = int(draw.first[-1]), draw.first[:: self.num_lanes]
+        device = np.repeat(np.arange(num_devices), np.diff(per_device))
+        at[draw.client[:busy]] = device * capacity + draw.place[:busy]
+        kept = np.zeros((num_devices * capacity, work.state_size), np.float32)
+        dealt = np.isin(clients, draw.client[:busy])
+        if states is not None:
+            kept[at[clients]] = states
+        sealing = (np.asarray(into.keys), into.states) if isinstance(into, Total) else ()
+        shared, own, share, sealing, packed = self._put(
+            (shared, own, share, sealing, draw[:6])
+        )
+        arguments = (shared, own, share, self._x, self._y, sealing, packed)
+        values, nonfinite, steps, metrics, after = self._programs[name](
+            *arguments, self._split(kept)
+        )
+        rows = at[clients]
+        if isinstance(into, Rows):
+            values = self._in_order(values, rows, dealt, into.room)
+        new = self._fetch(after)[rows] if work.state_size else None
+        return ClientValues(values, *self._local((nonfinite, steps, metrics)), new)
 
     def record_sums(
         self,
@@ -175,16 +312,12 @@ class Engine:
     ) -> ClientValues:
         """Sums, for each client, the encoded gradients of its drawn records at ``params``.
 
-        This is the client's half of differentially private SGD: each record's own gradient is
-        clipped and rounded to integers before anything is summed, so that one record can move
-        the sum by no more than its bound.
-
         Guarantees:
             ``values[c]`` is exactly the sum of ``encode_record(keys[c], slot, g)`` over the drawn
             records, wrapped at 2^32; records whose gradient is not finite add exactly zero. No
-            record is left out and none counts twice. ``g`` is the same to the last bit whatever
-            other records were drawn, so that adding or removing one record changes nothing but
-            its own term.
+            record is left out and none counts twice. In the ragged layout ``g`` is the same to the
+            last bit whatever other records were drawn, so that adding or removing one record
+            changes nothing but its own term.
 
         Args:
             params: the model's parameters, a pytree.
@@ -202,14 +335,12 @@ class Engine:
 
         Returns:
             Sums of ``out_dtype``, the number of records with a gradient that is not finite, and
-            the records that each device went through.
+            the records that were gone through.
 
         Raises:
             DataError: a draw that does not fit the dataset, or a row drawn twice.
             SpecError: keys, an encoder or a dtype other than those above, or other parameters.
         """
-        into = self._sink(into)
-        draw = self.pack(indices, only=into.clients, empty_too=isinstance(into, Total))
         dtype = np.dtype(out_dtype)
         if dtype not in (np.dtype("int32"), np.dtype("uint32"), np.dtype("float32")):
             raise _refuse(
@@ -220,12 +351,16 @@ class Engine:
         keys = np.asarray(keys)
         self._check_keys(keys)
         with_states = states is not None
-        name = ("record_sums", encode_record, dtype, with_states, _shape_of(into))
-        if name not in self._programs:
+        name = ("record_sums", encode_record, dtype, with_states)
+        if name not in self._works:
             self._check_encoder(encode_record, dtype, (states,) if with_states else ())
-            work = self._record_sums(encode_record, dtype, with_states)
-            self._programs[name] = self._compile("record_sums", work, dtype, into)
-        return self._run(self._programs[name], params, draw, (keys, states), into)
+            self._works[name] = local.record_sums(
+                self.model, encode_record, dtype, with_states=with_states
+            )
+        shared = {"params": self._float_params(params), "states": states}
+        return self.train(
+            self._works[name], shared, indices, own={"key": keys}, distinct=True, into=into
+        )
 
     def local_sgd(
         self,
@@ -255,7 +390,7 @@ class Engine:
 
         Returns:
             Updates, ``params`` after less ``params`` before, times their weight, float32; which of
-            them are not finite; and the executed batches.
+            them are not finite; the executed batches; and the metric ``loss``, a mean over steps.
 
         Raises:
             DataError: a draw that does not fit the dataset.
@@ -270,7 +405,6 @@ class Engine:
             )
         if learning_rate is not None and not np.isfinite(learning_rate):
             raise _refuse("a finite learning_rate", repr(learning_rate), "Try 0.1.")
-        into = self._sink(into)
         num_clients = len(self.dataset.clients)
         weights = np.ones(num_clients) if weights is None else np.asarray(weights)
         if weights.shape != (num_clients,) or not np.all(np.isfinite(weights)):
@@ -279,18 +413,18 @@ class Engine:
                 f"{list(weights.shape)} or some that are not finite",
                 "Give one for each client of the dataset.",
             )
-        draw = self.pack(
-            indices, distinct=False, only=into.clients, empty_too=isinstance(into, Total)
-        )
-        name = ("local_sgd", optimizer, draw.epochs, _shape_of(into))
-        if name not in self._programs:
-            work = self._local_sgd(optimizer, draw.epochs)
-            self._programs[name] = self._compile("local_sgd", work, np.dtype("float32"), into)
+        passes = max((len(rows) for rows in indices if np.ndim(rows) == 2), default=1)
+        name = ("local_sgd", optimizer, passes)
+        if name not in self._works:
+            self._works[name] = local.local_sgd(self.model, passes=passes, optimizer=optimizer)
         rate = np.float32(0 if learning_rate is None else learning_rate)
-        extra = (rate, weights.astype(np.float32))
-        return self._run(self._programs[name], params, draw, extra, into)
+        shared = {"params": self._float_params(params), "learning_rate": rate}
+        own = {"weight": weights.astype(np.float32)}
+        return self.train(self._works[name], shared, indices, own=own, into=into)
 
-    def _sink(self, into: Sink | None) -> Sink:
+    # -- what is checked ---------------------------------------------------------------------
+
+    def _sink(self, into: Sink | None, *, with_states: bool) -> Sink:
         num_clients = len(self.dataset.clients)
         if into is None:
             return Rows.of(range(num_clients), num_clients)
@@ -304,15 +438,17 @@ class Engine:
                 "others, or one twice",
                 "Number clients as the dataset does.",
             )
-        if isinstance(into, Rows) and not len(into.clients) <= into.room:
+        if isinstance(into, Total):
+            # Too few keys would not fail in a compiled program: the last would serve several.
+            self._check_keys(np.asarray(into.keys))
+            room = (into.room or num_clients) if with_states else None
+            into = into._replace(room=room)
+        if into.room is not None and not len(into.clients) <= into.room:
             raise _refuse(
                 f"at most {into.room} clients in a chunk of that many rows",
                 str(len(into.clients)),
                 "Make chunks smaller, or give them more rows.",
             )
-        if isinstance(into, Total):
-            # Too few keys would not fail in a compiled program: the last would serve several.
-            self._check_keys(np.asarray(into.keys))
         return into
 
     def _check_keys(self, keys: np.ndarray) -> None:
@@ -323,61 +459,6 @@ class Engine:
                 f"{keys.dtype}{list(keys.shape)}",
                 "Give each client of the dataset eight 32-bit words of fresh randomness.",
             )
-
-    def _run(self, program: Callable[..., Any], params: Params, draw: Draw, extra: Any, into: Sink):
-        self.model.ravel(params)  # refuses the parameters of another model
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-        if isinstance(into, Total):
-            place = draw.client
-            sealing = (np.asarray(into.keys), into.states)
-        else:
-            rows = np.zeros(len(self.dataset.clients), np.int32)
-            rows[list(into.clients)] = np.arange(len(into.clients))
-            place, sealing = rows[draw.client], ()
-        params, extra, sealing = jax.device_put((params, extra, sealing), self._everywhere)
-        dealt = jax.device_put((*draw[:5], place), self._dealt)
-        out = program(params, self._x, self._y, extra, sealing, dealt)
-        values, nonfinite, steps = jax.device_put(out, self.devices[0])
-        if isinstance(into, Total):
-            values = self._merge(into)(jax.device_put(into.states, self.devices[0]), values)
-        return ClientValues(values, nonfinite, steps)
-
-    def _merge(self, into: Total) -> Callable[[Any, Any], Any]:
-        """Adds up the devices' totals, in the devices' order."""
-        name = ("merge", into.add)
-        if name not in self._programs:
-
-            def merge(states, parts):
-                total = jax.tree.map(lambda part: part[0], parts)
-                for device in range(1, len(self.devices)):
-                    other = jax.tree.map(lambda part, d=device: part[d], parts)
-                    total = into.add(states, total, other)
-                return total
-
-            self._programs[name] = jax.jit(merge)
-        return self._programs[name]
-
-    def _compile(
-        self, name: str, work: Callable[..., Any], dtype: np.dtype, into: Sink
-    ) -> Callable[..., Any]:
-        if isinstance(into, Total):
-            body, values = self._into_total(work, into.contribution, into.add), P(AXIS)
-        else:
-            body, values = self._into_rows(work, dtype, into.room), P()
-        # check_vma=False: with it, jax.grad inside the body would sum over devices by itself
-        program = jax.shard_map(
-            body,
-            mesh=self._mesh,
-            in_specs=(P(), P(), P(), P(), P(), P(AXIS)),
-            out_specs=(values, P(), P(AXIS)),
-            check_vma=False,
-        )
-
-        def counted(*args):
-            self._traces[name] += 1
-            return program(*args)
-
-        return jax.jit(counted)
 
     def _check_encoder(self, encode_record: Any, dtype: np.dtype, states: tuple) -> None:
         out = jax.eval_shape(
@@ -395,145 +476,151 @@ class Engine:
                 "Round the clipped gradient to integers, and keep its length.",
             )
 
-    def _record_sums(self, encode_record: Any, dtype: np.dtype, with_states: bool):
-        model = self.model
-
-        def record_gradient(params, x, y):
-            return model.ravel(jax.grad(lambda p: model.loss(p, x[None], y[None])[0])(params))
-
-        def client_sum(params, x, y, extra, c, start, count, rows):
-            keys, states = extra
-            head = (states,) if with_states else ()
-
-            def record(t, carry):
-                # One record by itself: in a batch, the last bit of a gradient depends on the place
-                # in the batch, and so on which other records were drawn.
-                total, bad = carry
-                chosen = rows[start + t]
-                gradient = record_gradient(params, x[chosen], y[chosen])
-                finite = jnp.all(jnp.isfinite(gradient))
-                gradient = jnp.where(finite, gradient, jnp.float32(0))
-                encoded = encode_record(*head, keys[c], t.astype(jnp.uint32), gradient)
-                total = total + jnp.where(finite, encoded, jnp.zeros_like(encoded))
-                return total, bad + (~finite).astype(jnp.int32)
-
-            start_values = (jnp.zeros(model.dim, dtype), jnp.int32(0))
-            return (*lax.fori_loop(jnp.int32(0), count, record, start_values), count)
-
-        return client_sum
-
-    def _local_sgd(self, optimizer: optax.GradientTransformation | None, epochs: int):
-        model, batch_size = self.model, self.batch_size
-
-        def mean_loss(params, x, y, valid):
-            losses = jnp.where(valid, model.loss(params, x, y), jnp.float32(0))
-            return jnp.sum(losses) / jnp.sum(valid, dtype=jnp.float32)
-
-        def client_delta(params, x, y, extra, c, start, count, rows):
-            rate, weights = extra
-
-            def batch(t, carry):
-                local, state = carry
-                epoch, place = t // per_epoch, t % per_epoch
-                _, valid, chosen = _batch(
-                    rows, start + epoch * count, place * batch_size, count, batch_size
-                )
-                gradient = jax.grad(mean_loss)(local, x[chosen], y[chosen], valid)
-                if optimizer is None:
-                    local = jax.tree.map(lambda p, g: p - rate * g, local, gradient)
-                else:
-                    updates, state = optimizer.update(gradient, state, local)
-                    local = optax.apply_updates(local, updates)
-                return local, state
-
-            per_epoch = _batches(count, batch_size)
-            trips = jnp.int32(epochs) * per_epoch
-            state = () if optimizer is None else optimizer.init(params)
-            local, _ = lax.fori_loop(jnp.int32(0), trips, batch, (params, state))
-            delta = (model.ravel(local) - model.ravel(params)) * weights[c]
-            return delta, jnp.any(~jnp.isfinite(delta)).astype(jnp.int32), trips
-
-        return client_delta
-
-    def _into_rows(self, work: Callable[..., Any], dtype: np.dtype, room: int):
-        num_clients, dim = len(self.dataset.clients), self.model.dim
-
-        def device(params, x, y, extra, sealing, dealt):
-            rows, client, start, count, busy, place = (part[0] for part in dealt)
-
-            def one(j, carry):
-                values, nonfinite, steps = carry
-                c = client[j]
-                value, bad, trips = work(params, x, y, extra, c, start[j], count[j], rows)
-                return values.at[place[j]].set(value), nonfinite.at[c].set(bad), steps + trips
-
-            values, nonfinite, steps = lax.fori_loop(
-                jnp.int32(0),
-                busy,
-                one,
-                (
-                    jnp.zeros((room, dim), dtype),
-                    jnp.zeros(num_clients, jnp.int32),
-                    jnp.int32(0),
-                ),
-            )
-            # each client's row is set on one device and zero on the others: this sum is exact
-            return lax.psum(values, AXIS), lax.psum(nonfinite, AXIS), steps[None]
-
-        return device
-
-    def _into_total(self, work: Callable[..., Any], contribution: Any, add: Any):
+    def _share(self, share: np.ndarray | None) -> np.ndarray:
         num_clients = len(self.dataset.clients)
-
-        def device(params, x, y, extra, sealing, dealt):
-            rows, client, start, count, busy, _ = (part[0] for part in dealt)
-            keys, states = sealing
-
-            def payload_of(j):
-                c = client[j]
-                value, bad, trips = work(params, x, y, extra, c, start[j], count[j], rows)
-                payload, finite = contribution(states, keys[c], value)
-                return payload, bad + (~finite & (bad == 0)).astype(jnp.int32), trips
-
-            def one(j, carry):
-                total, nonfinite, steps = carry
-                payload, bad, trips = payload_of(j)
-                nonfinite = nonfinite.at[client[j]].set(bad)
-                return add(states, total, payload), nonfinite, steps + trips
-
-            shape = jax.eval_shape(payload_of, jnp.int32(0))[0]
-            nothing = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shape)
-            total, nonfinite, steps = lax.fori_loop(
-                jnp.int32(0),
-                busy,
-                one,
-                (nothing, jnp.zeros(num_clients, jnp.int32), jnp.int32(0)),
+        if share is None:
+            return np.ones(num_clients, np.float32)
+        share = np.asarray(share, np.float32)
+        if share.shape != (num_clients,) or not np.all((share > 0) & (share <= 1)):
+            raise _refuse(
+                f"{num_clients} shares above 0 and up to 1",
+                f"{list(share.shape)}, or values outside",
+                "Give 1 for a client that completes its work.",
             )
-            total = jax.tree.map(lambda part: part[None], total)
-            return total, lax.psum(nonfinite, AXIS), steps[None]
+        return share
 
-        return device
+    def _float_params(self, params: Params) -> Params:
+        self.model.ravel(params)  # refuses the parameters of another model
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+    # -- to the devices and back -------------------------------------------------------------
+
+    def _put(self, values: Any) -> Any:
+        return jax.device_put(values, self._everywhere)
+
+    def _split(self, values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, self._dealt, lambda part: values[part])
+
+    def _local(self, values: Any) -> Any:
+        """What every device has a copy of, on the first device of this process."""
+        return jax.tree.map(lambda value: value.addressable_data(0), values)
+
+    def _fetch(self, values: jax.Array) -> np.ndarray:
+        return np.asarray(self._local(values) if self._several else values)
+
+    def _in_order(self, values: jax.Array, rows: np.ndarray, dealt: np.ndarray, room: int):
+        """The clients' rows in the sink's order; zeros for those who took no part."""
+        if "in_order" not in self._programs:
+
+            def in_order(values, rows, dealt):
+                return jnp.where(dealt[:, None], values[rows], jnp.zeros((), values.dtype))
+
+            self._programs["in_order"] = jax.jit(in_order)
+        values = self._local(values) if self._several else jax.device_put(values, self.devices[0])
+        places, used = np.zeros(room, np.int32), np.zeros(room, bool)
+        places[: len(rows)], used[: len(rows)] = rows, dealt
+        return self._programs["in_order"](values, places, used)
+
+    # -- programs ----------------------------------------------------------------------------
+
+    def _compile(self, work: ClientWork, into: Sink, capacity: int) -> Callable[..., Any]:
+        num_clients = len(self.dataset.clients)
+        batch_size = work.batch_size or self.batch_size
+
+        def device(shared, own, share, x, y, sealing, draw, states):
+            rows, client, begin, count, place, first = draw
+            inputs = Inputs(shared, own, share, states, x, y, rows, client, begin, count, place)
+            result = _result_of(work, inputs, batch_size)
+
+            def start():
+                if isinstance(into, Rows):
+                    values = jnp.zeros((capacity, *result.value.shape), result.value.dtype)
+                else:
+                    payload = jax.eval_shape(
+                        lambda v: into.contribution(sealing[1], sealing[0][0], v)[0], result.value
+                    )
+                    values = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), payload)
+                metrics = {name: jnp.zeros(num_clients, m.dtype)
+                           for name, m in result.metrics.items()}
+                integers = jnp.zeros(num_clients, jnp.int32)
+                kept = jnp.zeros((capacity, work.state_size), jnp.float32)
+                return values, integers, integers, metrics, kept
+
+            def put(accumulator, c, place, result, trips):
+                values, nonfinite, steps, metrics, kept = accumulator
+                bad = result.nonfinite
+                if isinstance(into, Rows):
+                    values = values.at[place].set(result.value)
+                else:
+                    keys, states = sealing
+                    payload, finite = into.contribution(states, keys[c], result.value)
+                    values = into.add(states, values, payload)
+                    bad = bad + (~finite & (bad == 0)).astype(jnp.int32)
+                if work.state_size:
+                    kept = kept.at[place].set(result.state)
+                metrics = {name: metrics[name].at[c].set(m) for name, m in result.metrics.items()}
+                return values, nonfinite.at[c].set(bad), steps.at[c].set(trips), metrics, kept
+
+            program = Program(work, batch_size, start, put)
+            d = lax.axis_index(AXIS)
+            if self.layout == "ragged":
+                out = ragged(program, inputs, first[d], first[d + 1])
+            else:
+                bins = lax.dynamic_slice(first, (d * self.num_lanes,), (self.num_lanes + 1,))
+                out = lanes(program, inputs, bins, self.num_lanes)
+            values, nonfinite, steps, metrics, kept = out
+            # each client's numbers are set on one device and zero on the others: sums are exact
+            nonfinite, steps, metrics = lax.psum((nonfinite, steps, metrics), AXIS)
+            if isinstance(into, Total):
+                values = _folded(values, into.add, sealing[1], len(self.devices))
+            elif self._several:
+                values = lax.all_gather(values, AXIS, tiled=True)
+            if self._several:
+                kept = lax.all_gather(kept, AXIS, tiled=True)
+            return values, nonfinite, steps, metrics, kept
+
+        split = P() if self._several else P(AXIS)
+        # check_vma=False: with it, jax.grad inside the body would sum over devices by itself
+        program = jax.shard_map(
+            device,
+            mesh=self._mesh,
+            in_specs=(P(), P(), P(), P(), P(), P(), P(), P(AXIS)),
+            out_specs=(P() if isinstance(into, Total) else split, P(), P(), P(), split),
+            check_vma=False,
+        )
+
+        def counted(*args):
+            self._traces[work.name] += 1
+            return program(*args)
+
+        return jax.jit(counted)
+
+
+def _result_of(work: ClientWork, inputs: Inputs, batch_size: int):
+    """The shapes of one client's result."""
+
+    def one():
+        own = jax.tree.map(lambda part: part[0], inputs.own)
+        state = inputs.states[0]
+        carry = work.start(inputs.shared, own, state)
+        done = Done(jnp.int32(0), tuple(jnp.int32(0) for _ in work.phases))
+        return work.finish(inputs.shared, own, state, carry, done)
+
+    return jax.eval_shape(one)
+
+
+def _folded(total: Any, add: Any, states: Any, num_devices: int) -> Any:
+    """The devices' totals, added up in the devices' order on every device."""
+    parts = jax.tree.map(lambda part: lax.all_gather(part, AXIS), total)
+    total = jax.tree.map(lambda part: part[0], parts)
+    for device in range(1, num_devices):
+        total = add(states, total, jax.tree.map(lambda part, d=device: part[d], parts))
+    return total
 
 
 def _shape_of(into: Sink) -> Hashable:
     """What of a sink a compiled program depends on."""
     return into.room if isinstance(into, Rows) else (into.contribution, into.add)
-
-
-def _batches(count: jax.Array, batch_size: int) -> jax.Array:
-    return (count + jnp.int32(batch_size - 1)) // jnp.int32(batch_size)
-
-
-def _batch(rows, start, first, count, batch_size):
-    """One batch: places in the draw, which of them are used, and their rows in the dataset.
-
-    An unused place repeats the batch's first row: masked by a zero weight, a record of another
-    client whose gradient is not finite would still spoil this one's (0 * NaN is NaN).
-    """
-    place = first + jnp.arange(batch_size, dtype=jnp.int32)
-    valid = place < count
-    chosen = lax.dynamic_slice(rows, (start + first,), (batch_size,))
-    return place, valid, jnp.where(valid, chosen, chosen[0])
 
 
 def _refuse(need: str, found: str, fix: str) -> SpecError:

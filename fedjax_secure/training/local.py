@@ -1,159 +1,179 @@
-"""The two baselines of a federation: each client alone, and all records in one place."""
+"""What one client computes: local SGD, and sums over its records."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_secure.core.errors import SpecError, UpdateError
-from fedjax_secure.training.contracts import ClientRecords, Params, TrainableModel
-from fedjax_secure.training.engine import Engine
+from fedjax_secure.training.contracts import (
+    Batch,
+    ClientResult,
+    ClientWork,
+    Params,
+    Phase,
+    TrainableModel,
+)
 
 
-def epoch_orders(dataset: ClientRecords, *, epochs: int, seed: int) -> list[np.ndarray]:
-    """Shuffles each client's records anew for each epoch.
-
-    The order sorts the raw 64-bit output of PCG64, whose stream numpy keeps for ever.
+def mean_loss(model: TrainableModel, params: Params, batch: Batch) -> jax.Array:
+    """The mean loss of a batch's records; unused places count for nothing.
 
     Args:
-        dataset: the clients' records.
-        epochs: how many orders for each client, 1 or more.
-        seed: an integer of 0 or more. These orders are for baselines: they are not secret.
+        model: the model.
+        params: its parameters.
+        batch: as a step of `ClientWork` gets it.
 
     Returns:
-        For each client ``[epochs, count] int32`` row numbers, as `Engine.local_sgd` takes them.
-
-    Raises:
-        SpecError: fewer than one epoch, or a seed below 0.
-
-    Example:
-        >>> from fedjax_secure.data import heart_disease
-        >>> [order.shape for order in epoch_orders(heart_disease(), epochs=2, seed=0)]
-        [(2, 242), (2, 235), (2, 98), (2, 160)]
+        A float32 scalar.
     """
-    for name, value, least in (("epochs", epochs, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise SpecError(
-                "the baseline",
-                need=f"an integer {name} of {least} or more",
-                found=repr(value),
-                fix=f"Write {name}={least}.",
-            )
-    orders = []
-    for c in range(len(dataset.clients)):
-        first, last = int(dataset.offsets[c]), int(dataset.offsets[c + 1])
-        stream = np.random.PCG64(np.random.SeedSequence([int(seed), c]))
-        words = stream.random_raw(epochs * (last - first)).reshape(epochs, last - first)
-        orders.append((first + np.argsort(words, axis=1, kind="stable")).astype(np.int32))
-    return orders
+    losses = model.loss(params, batch.x, batch.y)
+    weights = batch.valid.astype(losses.dtype)
+    return jnp.sum(jnp.where(batch.valid, losses, 0)) / jnp.maximum(jnp.sum(weights), 1)
 
 
-def train_alone(
+def sum_loss(model: TrainableModel, params: Params, batch: Batch) -> jax.Array:
+    """The summed loss of a batch's records; unused places count for nothing."""
+    losses = model.loss(params, batch.x, batch.y)
+    return jnp.sum(jnp.where(batch.valid, losses, 0))
+
+
+def local_sgd(
     model: TrainableModel,
-    dataset: ClientRecords,
-    params: Params,
     *,
-    epochs: int,
+    passes: int = 1,
     learning_rate: float | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    devices: Sequence[Any] | None = None,
-) -> np.ndarray:
-    """Trains one model for each client on its own records only: what a client has without others.
-
-    All clients run in one compiled program. It has no privacy.
+    name: str = "local_sgd",
+) -> ClientWork:
+    """Local SGD: a client trains from ``shared["params"]`` and sends what changed.
 
     Args:
         model: what is trained.
-        dataset: the clients' records.
-        params: where every client starts.
-        epochs: passes over each client's records, each in a new order.
-        learning_rate: of plain SGD.
-        optimizer: instead of it, any optax transform.
-        batch_size: records in a batch.
-        seed: of the orders.
-        devices: as for `Engine`.
+        passes: over the client's records.
+        learning_rate: of plain SGD; None takes ``shared["learning_rate"]``.
+        optimizer: instead of it, any optax transform; its state starts anew at every client.
+        name: under which the engine counts traces.
 
     Returns:
-        ``[clients, dim] float32``, each client's parameters, as `evaluate` takes them.
+        Work that sends ``[dim]``: parameters after less parameters before, times
+        ``own["weight"]``. Its metric ``loss`` is the mean over the steps of the batch's loss
+        before the step.
 
-    Raises:
-        SpecError: as `Engine` and `epoch_orders` do.
-        UpdateError: parameters that are not finite after training, with the clients' names.
-
-    Example:
-        >>> import jax
-        >>> from fedjax_secure.data import heart_disease
-        >>> from fedjax_secure.models import logistic_regression
-        >>> from fedjax_secure.training import evaluate, train_alone
-        >>> data = heart_disease()
-        >>> model = logistic_regression(data)
-        >>> own = train_alone(model, data, model.init(jax.random.key(0)), epochs=20,
-        ...                   learning_rate=0.1)
-        >>> bool(evaluate(model, own, data).auc.min() > 0.5)
-        True
+    Source:
+        McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized
+        Data", algorithm 1 (ClientUpdate).
     """
-    engine = Engine(model, dataset, batch_size=batch_size, devices=devices)
-    orders = epoch_orders(dataset, epochs=epochs, seed=seed)
-    trained = engine.local_sgd(params, orders, learning_rate=learning_rate, optimizer=optimizer)
-    bad = np.flatnonzero(np.asarray(trained.nonfinite))
-    if len(bad):
-        raise UpdateError(
-            "the baseline",
-            need="finite parameters after training",
-            found=f"NaN or infinity at {[dataset.clients[c] for c in bad]}",
-            fix="Lower the learning rate.",
+
+    def start(shared, own, state):
+        params = shared["params"]
+        return params, () if optimizer is None else optimizer.init(params), jnp.float32(0)
+
+    def step(shared, own, carry, batch):
+        params, state, total = carry
+        loss, gradient = jax.value_and_grad(lambda p: mean_loss(model, p, batch))(params)
+        if optimizer is None:
+            rate = shared["learning_rate"] if learning_rate is None else learning_rate
+            params = descend(params, gradient, rate)
+        else:
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state, total + loss
+
+    def finish(shared, own, state, carry, done):
+        params, _, total = carry
+        return ClientResult(
+            change(model, shared["params"], params) * own["weight"],
+            metrics={"loss": mean_over_steps(total, done.steps[0])},
         )
-    return np.asarray(model.ravel(params)) + np.asarray(trained.values)
+
+    return ClientWork(name, model.dim, start, (Phase(step, passes),), finish)
 
 
-def train_pooled(
+def descend(params: Params, gradient: Params, rate: Any) -> Params:
+    """One step of plain gradient descent."""
+    return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+
+
+def change(model: TrainableModel, before: Params, after: Params) -> jax.Array:
+    """``[dim]``: the parameters after less those before."""
+    return model.ravel(jax.tree.map(jnp.subtract, after, before))
+
+
+def mean_over_steps(total: jax.Array, steps: jax.Array) -> jax.Array:
+    """A total over steps, divided by their number; NaN where there was none."""
+    counted = total / jnp.maximum(steps, 1).astype(jnp.float32)
+    return jnp.where(steps > 0, counted, jnp.float32(np.nan))
+
+
+def record_sums(
     model: TrainableModel,
-    dataset: ClientRecords,
-    params: Params,
+    encode_record: Callable[..., jax.Array],
+    out_dtype: Any = jnp.int32,
     *,
-    epochs: int,
-    learning_rate: float | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    devices: Sequence[Any] | None = None,
-) -> np.ndarray:
-    """Trains one model on all records in one place: what a federation gives up, at most.
+    with_states: bool = False,
+) -> ClientWork:
+    """Each record's gradient at ``shared["params"]``, encoded by itself and summed.
+
+    This is the client's half of differentially private SGD: each record's own gradient is clipped
+    and rounded to integers before anything is summed, so that one record can move the sum by no
+    more than its bound.
 
     Args:
-        model, dataset, params, epochs, learning_rate, optimizer, batch_size, seed, devices: as in
-            `train_alone`.
+        model: the model.
+        encode_record: ``(key [8] uint32, slot uint32, gradient [dim] float32) -> [dim]``, after
+            ``shared["states"]`` if ``with_states``.
+        out_dtype: what it returns.
+        with_states: whether it takes states.
 
     Returns:
-        ``[dim] float32``, the parameters. Evaluate them on ``dataset``, client by client.
+        Work that sends ``[dim]`` of ``out_dtype``; ``own["key"]`` is each client's key.
 
-    Raises:
-        SpecError: as `Engine` and `epoch_orders` do.
-        UpdateError: parameters that are not finite after training.
-
-    Example:
-        >>> import jax
-        >>> from fedjax_secure.data import heart_disease
-        >>> from fedjax_secure.models import logistic_regression
-        >>> data = heart_disease()
-        >>> model = logistic_regression(data)
-        >>> train_pooled(model, data, model.init(jax.random.key(0)), epochs=5,
-        ...              learning_rate=0.1).shape
-        (31,)
+    Source:
+        Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
     """
-    return train_alone(
-        model,
-        dataset.pooled(),
-        params,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        seed=seed,
-        devices=devices,
-    )[0]
+
+    def start(shared, own, state):
+        return jnp.zeros(model.dim, out_dtype), jnp.int32(0)
+
+    def step(shared, own, carry, batch):
+        # One record by itself: in a batch, the last bit of a gradient depends on the place in the
+        # batch, and so on which other records were drawn.
+        total, bad = carry
+        loss = jax.grad(lambda p: model.loss(p, batch.x, batch.y)[0])
+        gradient = model.ravel(loss(shared["params"]))
+        finite = jnp.all(jnp.isfinite(gradient))
+        gradient = jnp.where(finite, gradient, jnp.float32(0))
+        head = (shared["states"],) if with_states else ()
+        encoded = encode_record(*head, own["key"], batch.first.astype(jnp.uint32), gradient)
+        total = total + jnp.where(finite, encoded, jnp.zeros_like(encoded))
+        return total, bad + (~finite).astype(jnp.int32)
+
+    def finish(shared, own, state, carry, done):
+        total, bad = carry
+        return ClientResult(total, nonfinite=bad)
+
+    phases = (Phase(step, partial=False),)
+    return ClientWork("record_sums", model.dim, start, phases, finish, batch_size=1)
+
+
+def local_loss(model: TrainableModel) -> ClientWork:
+    """The mean loss of ``shared["params"]`` over each client's drawn records.
+
+    Returns:
+        Work that sends ``[1]``, the mean loss; NaN without records.
+    """
+
+    def step(shared, own, carry, batch):
+        return carry + sum_loss(model, shared["params"], batch)
+
+    def finish(shared, own, state, carry, done):
+        return ClientResult(mean_over_steps(carry, done.count)[None], nonfinite=jnp.int32(0))
+
+    return ClientWork(
+        "local_loss", 1, lambda shared, own, state: jnp.float32(0), (Phase(step),), finish
+    )

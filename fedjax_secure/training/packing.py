@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,26 +12,34 @@ from fedjax_secure.core.errors import DataError
 
 
 class Draw(NamedTuple):
-    """The records of one round, dealt to devices.
+    """The records of one round, and the clients dealt to bins: devices, or lanes of devices.
 
-    The sizes depend on the dataset, the batch size and the number of epochs only, with room for
+    The sizes depend on the dataset, the batch size and the number of passes only, with room for
     every record of the population: no draw is ever truncated, and none makes JAX compile again.
+    What lies beyond the dealt clients is unused.
 
     Attributes:
-        rows: ``[devices, room] int32``, row numbers in the dataset, client after client.
-        client: ``[devices, clients] int32``, the clients dealt to each device.
-        start: ``[devices, clients] int32``, where each begins in ``rows``.
-        count: ``[devices, clients] int32``, its records in one epoch.
-        busy: ``[devices] int32``, how many clients each device was dealt.
-        epochs: how often ``rows`` goes through a client's records.
+        rows: ``[room] int32``, row numbers in the dataset, client after client.
+        client: ``[clients] int32``, the dealt clients, bin after bin.
+        start: ``[clients] int32``, where each begins in ``rows``.
+        count: ``[clients] int32``, its records in one pass.
+        place: ``[clients] int32``, its place among the clients of its device.
+        first: ``[bins + 1] int32``, where each bin's clients begin in the four arrays above.
+        passes: how often ``rows`` goes through a client's records.
     """
 
     rows: np.ndarray
     client: np.ndarray
     start: np.ndarray
     count: np.ndarray
-    busy: np.ndarray
-    epochs: int
+    place: np.ndarray
+    first: np.ndarray
+    passes: int
+
+    @property
+    def busy(self) -> np.ndarray:
+        """``[bins] int32``: how many clients each bin was dealt."""
+        return np.diff(self.first)
 
 
 def pack_draw(
@@ -40,30 +49,34 @@ def pack_draw(
     clients: Sequence[str],
     batch_size: int,
     num_devices: int,
+    num_lanes: int = 1,
     distinct: bool,
     only: Sequence[int] | None = None,
     empty_too: bool = False,
+    capacity: int | None = None,
 ) -> Draw:
-    """Checks a ragged draw and deals it to devices, the clients with most batches first.
+    """Checks a ragged draw and deals it, the clients with most batches first.
 
     Args:
         indices: for each client the row numbers of its drawn records, ``[count]`` or
-            ``[epochs, count]`` integers; empty for a client that takes no part (``[epochs, 0]``
-            keeps the number of epochs where nobody takes part).
+            ``[passes, count]`` integers; empty for a client that takes no part (``[passes, 0]``
+            keeps the number of passes where nobody takes part).
         offsets: ``[clients + 1]``, where each client's rows begin.
         clients: the clients' ids, for messages.
         batch_size: records in a batch.
         num_devices: how many devices to deal to.
-        distinct: refuse a row that is drawn twice in an epoch.
+        num_lanes: lanes of each device.
+        distinct: refuse a row that is drawn twice in a pass.
         only: numbers of the clients that are dealt, whatever the others drew; None for all.
         empty_too: also deal clients without records, who then execute no step.
+        capacity: at most so many clients a device; None for any number.
 
     Returns:
-        The draw. A client without records is dealt to no device, unless asked for.
+        The draw. A client without records is dealt to no bin, unless asked for.
 
     Raises:
         DataError: a wrong number of clients, other than integers, rows of another client, more
-            rows than the client has, unequal numbers of epochs, or a repeated row.
+            rows than the client has, unequal numbers of passes, or a repeated row.
     """
     if len(indices) != len(clients):
         raise _refuse(
@@ -71,81 +84,119 @@ def pack_draw(
             f"{len(indices)}",
             "Give an empty array for a client that takes no part.",
         )
-    nothing = np.zeros((1, 0), np.int32)
-    dealt = range(len(clients)) if only is None else set(only)
-    orders = [
-        _checked(rows, c, offsets, clients, distinct) if c in dealt else nothing
-        for c, rows in enumerate(indices)
-    ]
+    dealt = np.arange(len(clients)) if only is None else np.asarray(only, np.int64)
+    orders = [_as_passes(indices[c], c, clients, distinct) for c in dealt]
+    counts = np.array([order.shape[1] for order in orders], np.int64)
     lengths = {len(order) for order in orders if order.size}
     if len(lengths) > 1:
         raise _refuse(
             "the same number of epochs for every client", f"{sorted(lengths)}", "Make them equal."
         )
-    # Where nobody drew a record, empty arrays still say how many epochs there are.
-    epochs = lengths.pop() if lengths else max(len(order) for order in orders)
-    room = epochs * int(offsets[-1]) + batch_size  # a last batch may read beyond the last record
-    shape = (num_devices, len(clients))
-    rows = np.zeros((num_devices, room), np.int32)
-    client, start, count = (np.zeros(shape, np.int32) for _ in range(3))
-    busy, filled, load = (np.zeros(num_devices, np.int64) for _ in range(3))
-    batches = np.array([-(-order.shape[1] // batch_size) for order in orders])
-    for c in np.argsort(-batches, kind="stable"):
-        order = orders[c]
-        if c not in dealt or not (order.size or empty_too):
-            continue
-        device = int(load.argmin())
-        place, first = busy[device], filled[device]
-        rows[device, first : first + order.size] = order.ravel()
-        client[device, place], start[device, place] = c, first
-        count[device, place] = order.shape[1]
-        busy[device] += 1
-        filled[device] += order.size
-        load[device] += max(batches[c], 1)
-    return Draw(rows, client, start, count, busy.astype(np.int32), epochs)
+    # Where nobody drew a record, empty arrays still say how many passes there are.
+    longest = max((np.ndim(part) == 2 and len(part) for part in indices), default=1)
+    passes = lengths.pop() if lengths else max(int(longest), 1)
+    sizes = passes * counts
+    used = np.concatenate([order.ravel() for order in orders]) if orders else np.zeros(0, np.int32)
+    _check(used, dealt, counts, sizes, offsets, clients)
+    if distinct:
+        _check_distinct(used, sizes, dealt, clients)
+
+    room = passes * int(offsets[-1]) + batch_size  # a last batch may read beyond the last record
+    rows = np.zeros(room, np.int32)
+    rows[: len(used)] = used
+    kept = np.flatnonzero((counts > 0) | empty_too)
+    batches = -(-counts[kept] // batch_size)
+    longest_first = np.argsort(-batches, kind="stable")
+    load = np.maximum(batches[longest_first], 1)
+    device = _deal(load, num_devices, capacity)
+    lane, place = np.zeros_like(device), np.zeros_like(device)
+    for d in range(num_devices):
+        mine = np.flatnonzero(device == d)
+        lane[mine] = _deal(load[mine], num_lanes, None)
+    bins = device * num_lanes + lane
+    by_bin = np.argsort(bins, kind="stable")
+    chosen = kept[longest_first[by_bin]]
+    per_device = np.bincount(device, minlength=num_devices)
+    starts = np.cumsum(per_device) - per_device
+    place = np.arange(len(chosen)) - starts[device[by_bin]]
+    begins = np.cumsum(sizes) - sizes
+    out = (np.zeros(len(clients), np.int32) for _ in range(4))
+    client, start, count, places = out
+    client[: len(chosen)], start[: len(chosen)] = dealt[chosen], begins[chosen]
+    count[: len(chosen)], places[: len(chosen)] = counts[chosen], place
+    ends = np.cumsum(np.bincount(bins, minlength=num_devices * num_lanes))
+    first = np.concatenate([[0], ends]).astype(np.int32)
+    return Draw(rows, client, start, count, places, first, passes)
 
 
-def _checked(
-    rows: np.ndarray, c: int, offsets: np.ndarray, clients: Sequence[str], distinct: bool
-) -> np.ndarray:
+def _deal(load: np.ndarray, num_bins: int, capacity: int | None) -> np.ndarray:
+    """To which bin each goes, in the order given: always the one with the least load so far."""
+    if num_bins == 1:
+        return np.zeros(len(load), np.int64)
+    heap = [(0, b, 0) for b in range(num_bins)]
+    bins = np.empty(len(load), np.int64)
+    for place, size in enumerate(load.tolist()):
+        total, b, held = heapq.heappop(heap)
+        bins[place] = b
+        if capacity is None or held + 1 < capacity:
+            heapq.heappush(heap, (total + size, b, held + 1))
+    return bins
+
+
+def _as_passes(rows: np.ndarray, c: int, clients: Sequence[str], distinct: bool) -> np.ndarray:
     order = np.asarray(rows)
     if order.size == 0:
-        epochs = len(order) if order.ndim == 2 and not distinct else 1
-        return np.zeros((max(epochs, 1), 0), np.int32)
+        return np.zeros((1, 0), np.int32)
     if order.ndim not in (1, 2) or not np.issubdtype(order.dtype, np.integer):
         raise _refuse(
             f"row numbers of {clients[c]!r} as integers [count] or [epochs, count]",
             f"{order.dtype}{list(order.shape)}",
             "Use numpy.flatnonzero(...) on a mask, and astype(numpy.int32).",
         )
-    order = np.atleast_2d(order)
-    low, high = int(offsets[c]), int(offsets[c + 1])
-    if order.min() < low or order.max() >= high:
-        raise _refuse(
-            f"row numbers of {clients[c]!r} in [{low}, {high})",
-            "a row of another client",
-            "Rows are numbered through the whole dataset: add offsets[client].",
-        )
-    if order.shape[1] > high - low:
-        raise _refuse(
-            f"at most {high - low} rows of {clients[c]!r} in an epoch",
-            f"{order.shape[1]}",
-            "Put further passes in rows of their own: [epochs, count].",
-        )
+    order = order[None] if order.ndim == 1 else order
     if distinct and len(order) > 1:
         raise _refuse(
             f"one pass over the records of {clients[c]!r}",
             f"{len(order)} epochs",
             "Each record counts once in a sum over records: give [count].",
         )
-    if distinct and len(np.unique(order)) != order.size:
+    return order
+
+
+def _check(used, dealt, counts, sizes, offsets, clients) -> None:
+    offsets = np.asarray(offsets, np.int64)
+    low, high = offsets[dealt], offsets[dealt + 1]
+    outside = (used < np.repeat(low, sizes)) | (used >= np.repeat(high, sizes))
+    if outside.any():
+        at = int(np.searchsorted(np.cumsum(sizes), outside.argmax(), side="right"))
         raise _refuse(
-            f"every record of {clients[c]!r} at most once",
+            f"row numbers of {clients[dealt[at]]!r} in [{low[at]}, {high[at]})",
+            "a row of another client",
+            "Rows are numbered through the whole dataset: add offsets[client].",
+        )
+    if (counts > high - low).any():
+        at = int((counts > high - low).argmax())
+        raise _refuse(
+            f"at most {high[at] - low[at]} rows of {clients[dealt[at]]!r} in an epoch",
+            f"{counts[at]}",
+            "Put further passes in rows of their own: [epochs, count].",
+        )
+
+
+def _check_distinct(used, sizes, dealt, clients) -> None:
+    if not len(used):
+        return
+    seen = np.bincount(used - used.min())
+    if (seen > 1).any():
+        repeated = used.min() + int((seen > 1).argmax())
+        first = int((used == repeated).argmax())
+        at = int(np.searchsorted(np.cumsum(sizes), first, side="right"))
+        raise _refuse(
+            f"every record of {clients[dealt[at]]!r} at most once",
             "a row drawn twice",
             "A repeated record would count twice against its clipping bound: draw without "
             "replacement, or by Poisson sampling.",
         )
-    return order.astype(np.int32)
 
 
 def _refuse(need: str, found: str, fix: str) -> DataError:
