@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..core import Aggregation, Cohort
+from ..core import Aggregation, Cohort, SpecError
 from ..training import ClientWork, TrainableModel
 
 Model = TrainableModel
@@ -44,6 +44,9 @@ class Algorithm(NamedTuple):
         one_step: each client takes one step at the global model, so its records can be clipped one
             by one, and the sum is divided by the expected number of records.
         stale_versions: how many past models clients may start from; 0 for synchronous rounds.
+        bind: ``(num_clients, denominator) -> Algorithm``: the same algorithm for a federation of
+            that many clients whose sums are divided by that constant; None where it depends on
+            neither. See `for_federation`.
     """
 
     name: str
@@ -58,6 +61,17 @@ class Algorithm(NamedTuple):
     personal: Callable[[Model, Params, jax.Array], Params] | None = None
     one_step: bool = False
     stale_versions: int = 0
+    bind: Callable[[int, float], Algorithm] | None = None
+
+    def for_federation(self, num_clients: int, denominator: float) -> Algorithm:
+        """The algorithm as it runs in one federation; whoever runs rounds calls this first.
+
+        Args:
+            num_clients: clients of the whole population.
+            denominator: the public constant by which a round's sum is divided, usually the
+                expected number of clients in a round.
+        """
+        return self if self.bind is None else self.bind(num_clients, denominator)
 
 
 def example_weights(cohort: Cohort, *, weighted: bool = True) -> np.ndarray:
@@ -115,3 +129,36 @@ def server_optimizer(
         return optax.apply_updates(params, updates), state
 
     return init, step
+
+
+def check_number(
+    algorithm: str,
+    *,
+    above: float = -np.inf,
+    least: float = -np.inf,
+    below: float = np.inf,
+    most: float = np.inf,
+    **settings: float,
+) -> None:
+    """Refuse settings that are no finite numbers of a range.
+
+    Args:
+        algorithm: what refuses.
+        above, least: lower ends, the number itself excluded and included.
+        below, most: upper ends, the same.
+        **settings: the settings, by name.
+
+    Raises:
+        SpecError: one of them is outside, not finite, or no number.
+
+    Example:
+        >>> check_number("fed_prox", least=0, mu=0.1)
+    """
+    ends = [(above, f"above {above:g}"), (least, f"{least:g} or more"),
+            (below, f"below {below:g}"), (most, f"{most:g} or less")]
+    said = " and ".join(text for end, text in ends if np.isfinite(end))
+    for name, value in settings.items():
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not (number and np.isfinite(value) and above < value < below and least <= value <= most):
+            raise SpecError(algorithm, need=f"{name}, a number{' ' + said if said else ''}",
+                            found=repr(value), fix=f"Leave {name} out, or choose another.")
