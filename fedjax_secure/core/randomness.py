@@ -129,6 +129,52 @@ def host_words(key: bytes, num_words: int) -> np.ndarray:
     return np.frombuffer(encryptor.update(bytes(4 * num_words)), "<u4")
 
 
+def host_shuffles(key: bytes, counts: np.ndarray, *, passes: int = 1) -> np.ndarray:
+    """Random orders of many groups at once, without a loop over them.
+
+    Each place of each group gets random bits; (group, bits, place) is packed into one 64-bit word,
+    and one sort puts every group in random order.
+
+    Args:
+        key: 32 bytes, used for nothing else.
+        counts: int [groups], how many members each group has.
+        passes: how many independent orders of everything.
+
+    Returns:
+        int64 [passes, sum(counts)]: group after group, the places 0 to count - 1 in random order.
+
+    Guarantees:
+        The same on every machine. Places have at least 32 random bits each as long as groups x
+        largest group is at most 2^32; members with equal bits keep their order.
+
+    Raises:
+        ParameterError: groups x largest group above 2^56, where too few bits would be random.
+
+    Example:
+        >>> host_shuffles(bytes(32), np.array([3, 0, 2])).tolist()
+        [[2, 1, 0, 1, 0]]
+    """
+    counts = np.asarray(counts, np.int64)
+    total = int(counts.sum())
+    place_bits = max(int(counts.max(initial=1)) - 1, 0).bit_length()
+    group_bits = max(len(counts) - 1, 0).bit_length()
+    random_bits = 64 - place_bits - group_bits
+    if random_bits < 8:
+        raise ParameterError(
+            "host_shuffles", need="groups x largest group up to 2**56",
+            found=f"{len(counts)} groups, the largest of {counts.max()}",
+            fix="Shuffle fewer groups at a time.")
+    starts = np.cumsum(counts) - counts
+    place = np.arange(total, dtype=np.uint64) - np.repeat(starts, counts).astype(np.uint64)
+    packed = host_words(key, 2 * passes * total).view("<u8").reshape(passes, total)
+    packed = packed >> np.uint64(64 - random_bits) << np.uint64(place_bits) | place
+    if group_bits:
+        groups = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
+        packed |= groups << np.uint64(64 - group_bits)
+    packed.sort(axis=1)
+    return (packed & np.uint64((1 << place_bits) - 1)).astype(np.int64)
+
+
 def device_keys(keys: list[bytes]) -> np.ndarray:
     """Keys as the device takes them: uint32 [clients, 8], little-endian words (RFC 8439)."""
     return np.stack([np.frombuffer(key, "<u4") for key in keys]).astype(np.uint32)

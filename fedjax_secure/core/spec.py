@@ -30,28 +30,46 @@ NEGLIGIBLE = 2.0**-40
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a round draws the units of privacy.
+    """How a round draws the units of privacy, and whether that amplifies privacy.
+
+    Amplification by Poisson sampling needs each unit to toss a coin of its own that nobody who
+    sees the models learns. Nothing else is accounted as sampled:
+
+    - **fixed size**: a cohort of m out of n without replacement is no Poisson draw. Under adding
+      or removing one unit its amplification is another, and accounting it as Poisson with rate
+      m / n reports an epsilon that is too small. So it counts as if every unit always took part,
+      which is always true: who takes part is drawn from numbers that no unit's data changes, and
+      a unit that is removed still answers, with zero and its noise share, when it is drawn.
+    - **public rules** (availability, deadlines, arrival times): for the same reason as if every
+      unit took part.
+    - **coins for another unit**: a coin for a client tells of all of its records at once, so it
+      amplifies privacy for clients, not for records; and the other way round.
 
     Attributes:
-        kind: ``"poisson"`` (each unit alone, with secret coins) or ``"all"`` (no sampling).
-        rate: the probability that a unit takes part, in (0, 1].
+        kind: ``"poisson"`` (each unit alone, with secret coins), ``"all"`` (everyone takes part)
+            or ``"public"`` (some do, chosen by public numbers and by randomness for which no
+            amplification is claimed).
+        rate: the largest probability that a unit takes part, in (0, 1]; 1 unless ``"poisson"``.
         unit: what is drawn, ``"record"`` or ``"client"``.
+
+    Raises:
+        SpecError: a rate outside (0, 1], or one below 1 where nothing is amplified.
 
     Example:
         >>> Sampling("poisson", 0.1, "record").rate
         0.1
     """
 
-    kind: Literal["poisson", "all"]
+    kind: Literal["poisson", "all", "public"]
     rate: float
     unit: Unit
 
     def __post_init__(self):
-        if not 0.0 < self.rate <= 1.0 or (self.kind == "all" and self.rate != 1.0):
+        if not 0.0 < self.rate <= 1.0 or (self.kind != "poisson" and self.rate != 1.0):
             raise SpecError(
-                "sampling", need="a rate above 0 and up to 1 (exactly 1 for kind 'all')",
+                "sampling", need="a rate above 0 and up to 1 (exactly 1 unless kind is 'poisson')",
                 found=f"kind={self.kind!r}, rate={self.rate}",
-                fix="Give the expected share of the population that takes part in one round.",
+                fix="Give the largest probability with which a unit takes part in one round.",
             )
 
 
@@ -231,6 +249,17 @@ class Spec:
         units = rounding + self.noise_tail(probability) + 2.0**-20 * largest
         return units / self.scale / self.denominator
 
+    @property
+    def sampling_rate(self) -> float:
+        """The probability with which the accountant takes a unit to be drawn each round.
+
+        1 unless the units that were clipped are themselves drawn by Poisson sampling.
+        """
+        drawn = self.sampling
+        if drawn is None or drawn.kind != "poisson" or drawn.unit != (self.unit or drawn.unit):
+            return 1.0
+        return drawn.rate
+
     def dp_event(self) -> DpEvent | None:
         """One round's event for dp-accounting; None where the chain claims no privacy.
 
@@ -242,8 +271,8 @@ class Spec:
         import dp_accounting
 
         event = dp_accounting.GaussianDpEvent(self.mechanism.noise_multiplier)
-        if self.sampling.kind == "poisson":
-            return dp_accounting.PoissonSampledDpEvent(self.sampling.rate, event)
+        if self.sampling_rate < 1.0:
+            return dp_accounting.PoissonSampledDpEvent(self.sampling_rate, event)
         return event
 
     def threat_model(self, outside: tuple[str, ...] = ()) -> ThreatModel:
@@ -300,7 +329,7 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         guarantee = f"no differential privacy: the models may reveal single {unit}s."
     else:
         name = unit if spec.unit == "record" else client
-        rate = spec.sampling.rate if spec.sampling else 1.0
+        rate = spec.sampling_rate
         missing = spec.num_clients - spec.mechanism.num_shares
         guarantee = (
             f"differential privacy for each {name} (adjacency: one {name} added or removed), "
@@ -316,8 +345,15 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
         if spec.unit == "client":
             assumptions.append(f"a {client} that is removed still adds its noise share, and the "
                                f"counts of other {client}s' {unit}s are public.")
-        if spec.sampling and spec.sampling.kind == "poisson":
+        if spec.sampling and spec.sampling.kind == "poisson" and spec.sampling.unit == "client":
+            assumptions.append(
+                f"nobody who sees the sums and the models learns which {client}s a round drew, and "
+                f"every {client} adds its noise share, drawn or not.")
+        elif spec.sampling and spec.sampling.kind == "poisson":
             assumptions.append(f"nobody but the {client} learns which {unit}s a round drew.")
+        elif spec.sampling and spec.sampling.kind == "public":
+            assumptions.append(f"which {client}s a round draws depends on no {unit}; the draw "
+                               "amplifies nothing.")
     return ThreatModel(
         opens=opens, server=server, eavesdropper=wire, opener=opener, guarantee=guarantee,
         client=f"its own {unit}s and each new model.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..core import Cohort, Sampling, Source, SpecError
 from ..core.randomness import host_words
-from .selection import Selection
+from .drawing import NO_ROWS, cohort_of
+from .selection import Candidates, Selection
 
 
 def poisson_records(rate: float) -> Selection:
@@ -28,7 +31,8 @@ def poisson_records(rate: float) -> Selection:
 
     Example:
         >>> from fedjax_secure.core import source
-        >>> cohort = poisson_records(0.5).draw(source(0), 1, ("a", "b"), np.array([0, 6, 10]))
+        >>> cohort = poisson_records(0.5).draw(
+        ...     source(0), 1, Candidates(("a", "b"), np.array([0, 6, 10])), ())
         >>> [len(drawn) for drawn in cohort.indices]
         [2, 0]
 
@@ -40,14 +44,17 @@ def poisson_records(rate: float) -> Selection:
                         fix="Give expected batch / number of records, or use all_records().")
     threshold = np.uint64(int(rate * 2.0**64))
 
-    def draw(source: Source, round: int, clients: tuple[str, ...], offsets: np.ndarray) -> Cohort:
-        indices = []
-        for place, client in enumerate(clients):
+    def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+        clients, offsets = candidates.clients, candidates.offsets
+        indices = [NO_ROWS] * len(clients)
+        for place in candidates.present.tolist():
             first, last = int(offsets[place]), int(offsets[place + 1])
-            key = source.key("sampling", round=round, client=client)
+            key = source.key("sampling", round=round, client=clients[place])
             coins = host_words(key, 2 * (last - first)).view("<u8")
-            indices.append((first + np.flatnonzero(coins < threshold)).astype(np.int32))
-        return Cohort(round, tuple(clients), tuple(indices), np.ones(len(clients), bool))
+            indices[place] = (first + np.flatnonzero(coins < threshold)).astype(np.int32)
+        alive = np.zeros(len(clients), bool)
+        alive[candidates.present] = True
+        return Cohort(round, tuple(clients), tuple(indices), alive)
 
     return Selection("poisson_records", Sampling("poisson", float(rate), "record"), draw)
 
@@ -57,17 +64,13 @@ def all_records() -> Selection:
 
     Example:
         >>> from fedjax_secure.core import source
-        >>> cohort = all_records().draw(source(0), 1, ("a",), np.array([0, 3]))
+        >>> cohort = all_records().draw(
+        ...     source(0), 1, Candidates(("a",), np.array([0, 3])), ())
         >>> sorted(cohort.indices[0].tolist())
         [0, 1, 2]
     """
 
-    def draw(source: Source, round: int, clients: tuple[str, ...], offsets: np.ndarray) -> Cohort:
-        indices = []
-        for place, client in enumerate(clients):
-            first, last = int(offsets[place]), int(offsets[place + 1])
-            words = host_words(source.key("order", round=round, client=client), last - first)
-            indices.append((first + np.argsort(words, kind="stable")).astype(np.int32))
-        return Cohort(round, tuple(clients), tuple(indices), np.ones(len(clients), bool))
+    def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+        return cohort_of(source, round, candidates, candidates.present)
 
     return Selection("all_records", Sampling("all", 1.0, "record"), draw)

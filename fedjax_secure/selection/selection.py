@@ -19,16 +19,26 @@ class Candidates(NamedTuple):
         losses: ``(client numbers) -> float64 [numbers]``: the mean loss of the current model on
             these clients' training examples, computed when it is called. Only a selection that
             says ``reads_data`` may call it.
+        available: bool [clients], who can be drawn this round; None for everyone. A selection
+            draws nobody else.
     """
 
     clients: tuple[str, ...]
     offsets: np.ndarray
     losses: Callable[[Sequence[int]], np.ndarray] | None = None
+    available: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
         """int [clients]: examples of each client."""
         return np.diff(self.offsets)
+
+    @property
+    def present(self) -> np.ndarray:
+        """int64, ascending: numbers of the clients that can be drawn."""
+        if self.available is None:
+            return np.arange(len(self.clients))
+        return np.flatnonzero(self.available)
 
 
 class Observed(NamedTuple):
@@ -52,8 +62,8 @@ def _learns_nothing(state: Any, cohort: Cohort, observed: Observed) -> Any:
     return state
 
 
-def _everyone(num_clients: int) -> float:
-    return float(num_clients)
+def _everyone(num_clients: int, available: np.ndarray | None = None) -> float:
+    return float(num_clients if available is None else np.sum(available))
 
 
 class Selection(NamedTuple):
@@ -61,15 +71,17 @@ class Selection(NamedTuple):
 
     Attributes:
         name: for records and code.
-        sampling: what the accountant is told: how each unit of privacy is sampled, if that
-            amplifies privacy, and ``Sampling("all", 1.0, unit)`` if it does not.
+        sampling: what the accountant is told, see `fedjax_secure.core.Sampling`: how each unit of
+            privacy is sampled, with a rate below 1 only where that amplifies privacy. None where
+            no privacy can be claimed.
         draw: ``(source, round, candidates, state) -> Cohort``. What is random comes from
             ``source.key(...)``.
         init: ``candidates -> state``, what the selection remembers: a pytree of arrays whose
             shapes never change.
         observe: ``(state, cohort, observed) -> state``, after a round.
-        expected_clients: ``num_clients -> float``, the expected number of clients in a round: a
-            public constant, by which sums are divided.
+        expected_clients: ``(num_clients, available=None) -> float``, the expected number of
+            clients in a round in which these (bool [clients]) can be drawn, None for everyone: a
+            public constant, by which sums are divided. Refuses a population it cannot serve.
         most_clients: ``num_clients -> int``, the largest number of clients in a round.
         reads_data: whether who takes part depends on the clients' examples. Then one client's
             data decides about others, no noise covers that, and differential privacy is refused.
@@ -81,7 +93,7 @@ class Selection(NamedTuple):
     draw: Callable[[Source, int, Candidates, Any], Cohort]
     init: Callable[[Candidates], Any] = _remembers_nothing
     observe: Callable[[Any, Cohort, Observed], Any] = _learns_nothing
-    expected_clients: Callable[[int], float] = _everyone
+    expected_clients: Callable[..., float] = _everyone
     most_clients: Callable[[int], int] = int
     reads_data: bool = False
     settings: str = ""

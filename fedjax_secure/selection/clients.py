@@ -1,0 +1,226 @@
+"""Which clients take part in a round, by chance alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core import Cohort, Sampling, Source, SpecError
+from .drawing import below, cohort_of, coins, enough, smallest, whole
+from .selection import Candidates, Selection
+
+
+def uniform_clients(clients: int) -> Selection:
+    """A fixed number of clients each round, drawn without replacement; the usual choice.
+
+    Each chosen client uses all of its examples, in a fresh order.
+
+    Args:
+        clients: how many take part in a round. If fewer are available, all of those do.
+
+    Returns:
+        A :class:`Selection`.
+
+    Guarantees:
+        Every set of that many clients is equally likely (up to 2^-64). Privacy is not amplified:
+        a draw of fixed size is no Poisson draw, and :class:`fedjax_secure.core.Sampling` says why
+        it counts as if everyone took part.
+
+    Raises:
+        SpecError: not a whole number of 1 or more; when a federation is made, more clients than it
+            has.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> population = Candidates(tuple("abcdef"), np.arange(0, 70, 10))
+        >>> cohort = uniform_clients(2).draw(source(0), 1, population, ())
+        >>> cohort.taking_part.tolist(), cohort.counts.tolist()
+        ([1, 3], [0, 10, 0, 10, 0, 0])
+
+    Source:
+        McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized
+        Data", algorithm 1 (the random set S_t of m clients).
+    """
+    if not whole(clients):
+        raise SpecError("uniform_clients", need="a whole number of clients, 1 or more",
+                        found=repr(clients), fix="Give for example uniform_clients(50).")
+
+    def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+        enough("uniform_clients", clients, len(candidates.clients))
+        present = candidates.present
+        chosen = smallest(coins(source, round, len(candidates.clients))[present], clients)
+        return cohort_of(source, round, candidates, present[chosen])
+
+    def expected(num_clients: int, available: np.ndarray | None = None) -> float:
+        enough("uniform_clients", clients, num_clients)
+        return float(clients if available is None else min(clients, int(np.sum(available))))
+
+    return Selection(
+        "uniform_clients", Sampling("public", 1.0, "client"), draw, expected_clients=expected,
+        most_clients=lambda n: int(expected(n)), settings=f"clients={int(clients)}")
+
+
+def poisson_clients(rate: float) -> Selection:
+    """Each client takes part with the same probability, each by a coin of its own.
+
+    The selection to use with noise for clients: it amplifies privacy, and a draw is never cut off
+    or filled up.
+
+    Args:
+        rate: the probability that a client takes part in a round, above 0 and up to 1.
+
+    Returns:
+        A :class:`Selection`. Rounds may have any number of clients, none among them.
+
+    Guarantees:
+        Coins are independent. The probability is a multiple of 2^-64 and never above ``rate``.
+
+    Assumes:
+        Nobody who sees the models learns who took part: whoever holds the round's key and hears
+        from the clients does, and against them nothing is amplified. Every client adds its noise
+        share, drawn or not: noise that grows with the number of drawn clients is not the noise
+        that is accounted.
+
+    Raises:
+        SpecError: a rate outside (0, 1].
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> population = Candidates(tuple("abcdef"), np.arange(0, 70, 10))
+        >>> selection = poisson_clients(0.5)
+        >>> selection.draw(source(0), 1, population, ()).taking_part.tolist()
+        [1, 3, 4]
+        >>> selection.expected_clients(6), selection.most_clients(6)
+        (3.0, 6)
+
+    Source:
+        McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models",
+        algorithm 1; Zhu, Wang 2019, "Poisson Subsampled Renyi Differential Privacy".
+    """
+    real = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if not real or not 2.0**-50 <= rate <= 1.0:
+        raise SpecError("poisson_clients", need="a rate above 0 and up to 1", found=repr(rate),
+                        fix="Give expected clients a round / number of clients.")
+    threshold = below(float(rate))
+
+    def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+        present = candidates.present
+        heads = coins(source, round, len(candidates.clients))[present] <= threshold
+        return cohort_of(source, round, candidates, present[heads])
+
+    return Selection(
+        "poisson_clients", Sampling("poisson", float(rate), "client"), draw,
+        expected_clients=lambda n, available=None: float(rate) * (
+            n if available is None else int(np.sum(available))),
+        settings=f"rate={float(rate)!r}")
+
+
+def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> Selection:
+    """Clients with larger public numbers take part more often, and count less when they do.
+
+    With numbers of examples, large clients come often and small ones seldom, as in a draw of
+    examples, which lowers the variance of the mean over examples. The mean stays unbiased.
+
+    Args:
+        clients: the expected number of clients in a round.
+        by: [clients], public numbers above 0, for example ``data.offsets`` differences or the
+            norms of past updates. A client's probability is in proportion to its number, cut at 1
+            with the rest shared among the others.
+
+    Returns:
+        A :class:`Selection` by independent coins. Its cohorts have ``scale``, the inverse
+        probabilities, and ``mean_count``, with which `fedjax_secure.algorithms.example_weights`
+        makes the expected sum that of everyone taking part.
+
+    Guarantees:
+        For any vectors v_i, the sum over the drawn of ``scale_i v_i``, over ``clients``, has the
+        mean of all v_i as its expectation. The accountant takes the largest probability: each
+        client is drawn by a coin of its own with no more than that, so Poisson sampling with that
+        rate loses at least as much privacy.
+
+    Assumes:
+        The numbers are public and no client's data changes them: a client that is removed keeps
+        its number. And what :func:`poisson_clients` assumes.
+
+    Raises:
+        SpecError: numbers that are not positive and finite, or not as many as there are clients; an
+            expected number that is not positive or above the number of clients.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> population = Candidates(("a", "b", "c"), np.array([0, 10, 20, 80]))
+        >>> selection = importance_clients(1.6, by=population.counts)
+        >>> selection.sampling.rate
+        1.0
+        >>> selection.draw(source(0), 1, population, ()).scale.tolist()
+        [1.7777777910232544, 1.7777777910232544, 0.5333333611488342]
+
+    Source:
+        Horvitz, Thompson 1952, "A Generalization of Sampling Without Replacement From a Finite
+        Universe"; Chen, Horvath, Richtarik 2022, "Optimal Client Sampling for Federated Learning",
+        for independent sampling of clients with unequal probabilities.
+    """
+    numbers = np.asarray(by, np.float64)
+    if numbers.ndim != 1 or not len(numbers) or not np.all(np.isfinite(numbers) & (numbers > 0)):
+        raise SpecError("importance_clients", need="a positive finite number for each client",
+                        found=f"by= of shape {list(numbers.shape)}, or with other values",
+                        fix="Give by=np.diff(data.offsets), for example.")
+    real = isinstance(clients, int | float | np.number) and not isinstance(clients, bool)
+    if not real or not 0 < clients <= len(numbers):
+        raise SpecError("importance_clients", need=f"an expected number of clients above 0 and up "
+                        f"to {len(numbers)}", found=repr(clients), fix="Try a tenth of them.")
+    chances = inclusion_probabilities(float(clients), numbers)
+    if chances.min() < 2.0**-50:
+        raise SpecError("importance_clients", need="numbers of comparable size",
+                        found=f"a client drawn with probability {chances.min():.1e}",
+                        fix="Raise the smallest numbers, so that every client is drawn at times.")
+    threshold = below(chances)
+    scale = (clients / len(numbers) / chances).astype(np.float32)
+
+    def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+        fits(len(candidates.clients))
+        present = candidates.present
+        heads = coins(source, round, len(numbers))[present] <= threshold[present]
+        return cohort_of(source, round, candidates, present[heads], scale=scale,
+                         mean_count=float(np.mean(candidates.counts)))
+
+    def fits(num_clients: int) -> None:
+        if num_clients != len(numbers):
+            raise SpecError("selection `importance_clients`",
+                            need=f"a number for each of {num_clients} clients",
+                            found=f"{len(numbers)} numbers", fix="Give one for each client.")
+
+    def expected(num_clients: int, available: np.ndarray | None = None) -> float:
+        fits(num_clients)
+        return float(clients if available is None else chances[available].sum())
+
+    return Selection(
+        "importance_clients", Sampling("poisson", float(chances.max()), "client"), draw,
+        expected_clients=expected,
+        settings=f"clients={float(clients)!r}, probabilities {_digest(chances)}")
+
+
+def inclusion_probabilities(clients: float, numbers: np.ndarray) -> np.ndarray:
+    """Probabilities in proportion to numbers, none above 1, that add up to ``clients``.
+
+    Example:
+        >>> inclusion_probabilities(2.0, np.array([1.0, 1.0, 8.0])).tolist()
+        [0.5, 0.5, 1.0]
+    """
+    certain = np.zeros(len(numbers), bool)
+    while True:
+        left = clients - certain.sum()
+        rest = numbers[~certain].sum()
+        chances = np.where(certain, 1.0, numbers * (left / rest if rest else 0.0))
+        over = chances > 1.0
+        if not over.any():
+            return chances
+        certain |= over
+
+
+def _digest(values: np.ndarray) -> str:
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(values, "<f8").tobytes()).hexdigest()[:16]

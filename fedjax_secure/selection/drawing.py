@@ -1,0 +1,92 @@
+"""From the numbers of chosen clients to a cohort, without a loop over the population."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core import Cohort, Source, SpecError
+from ..core.randomness import host_shuffles, host_words
+from .selection import Candidates
+
+#: The examples of every client that takes no part: one array, that nobody can write to.
+NO_ROWS = np.zeros(0, np.int32)
+NO_ROWS.flags.writeable = False
+
+
+def cohort_of(
+    source: Source, round: int, candidates: Candidates, chosen: np.ndarray, **fields: Any
+) -> Cohort:
+    """The cohort in which the chosen clients use all of their examples, in a fresh order.
+
+    Args:
+        source: where the orders come from.
+        round: the round, from 1.
+        candidates: the population.
+        chosen: int, ascending: numbers of the clients that take part.
+        fields: further fields of `Cohort`.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> two = Candidates(("a", "b"), np.array([0, 2, 5]))
+        >>> cohort = cohort_of(source(0), 1, two, np.array([1]))
+        >>> [sorted(rows.tolist()) for rows in cohort.indices], cohort.alive.tolist()
+        ([[], [2, 3, 4]], [False, True])
+    """
+    offsets = np.asarray(candidates.offsets, np.int64)
+    firsts, counts = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
+    places = host_shuffles(source.key("order", round=round), counts)[0]
+    rows = (np.repeat(firsts, counts) + places).astype(np.int32)
+    indices, begin = [NO_ROWS] * len(candidates.clients), 0
+    for client, end in zip(chosen.tolist(), np.cumsum(counts).tolist(), strict=True):
+        indices[client] = rows[begin:end]
+        begin = end
+    alive = np.zeros(len(indices), bool)
+    alive[chosen] = True
+    return Cohort(round, tuple(candidates.clients), tuple(indices), alive, **fields)
+
+
+def coins(source: Source, round: int, num_coins: int, purpose: str = "sampling") -> np.ndarray:
+    """uint64 [num_coins], uniform: one fresh key a round, expanded by ChaCha20."""
+    return host_words(source.key(purpose, round=round), 2 * num_coins).view("<u8")
+
+
+def uniforms(words: np.ndarray) -> np.ndarray:
+    """float64 in (0, 1) from 64-bit words: the middles of 2^52 equal intervals."""
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def below(probability: float | np.ndarray) -> np.ndarray:
+    """The largest 64-bit words whose coins land heads, with at most this probability.
+
+    A coin is heads where its word is at most this number. Probability 1 is exact; others are
+    multiples of 2^-64 and never above what is asked. Probabilities below 2^-64 are refused by
+    those who call this.
+    """
+    scaled = np.minimum(np.asarray(probability, np.float64), np.nextafter(1.0, 0.0)) * 2.0**64
+    words = scaled.astype(np.uint64) - np.uint64(1)
+    return np.where(np.asarray(probability) >= 1.0, np.uint64(2**64 - 1), words)
+
+
+def smallest(keys: np.ndarray, count: int) -> np.ndarray:
+    """int64, ascending: places of the ``count`` smallest keys."""
+    if count >= len(keys):
+        return np.arange(len(keys))
+    return np.sort(np.argpartition(keys, count - 1)[:count]) if count else np.arange(0)
+
+
+def whole(value: Any) -> bool:
+    """Whether something is a whole number of 1 or more."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def enough(name: str, asked: int, num_clients: int) -> None:
+    """Refuse more clients a round than there are.
+
+    Raises:
+        SpecError: more are asked than exist.
+    """
+    if asked > num_clients:
+        raise SpecError(f"selection `{name}`", need=f"at least {asked} clients to choose from",
+                        found=f"{num_clients}", fix=f"Ask for {num_clients} or fewer.")
