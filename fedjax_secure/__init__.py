@@ -20,7 +20,7 @@ _ROOMS = ("algorithms", "core", "data", "he", "ledger", "models", "privacy", "ru
 _NAMES = {
     "chain": "core", "source": "core", "Spec": "core", "Stage": "core",
     "RoundRecord": "core", "SecureFederationError": "core",
-    "Federation": "runtime", "FederationPlan": "runtime",
+    "Federation": "runtime", "FederationPlan": "runtime", "Simulation": "runtime",
 }
 
 __all__ = ["__version__", *_ROOMS, *_NAMES]

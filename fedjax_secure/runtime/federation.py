@@ -8,14 +8,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from .. import __version__
 from ..algorithms import Algorithm
@@ -23,6 +21,7 @@ from ..core import (
     Aggregation,
     Aggregator,
     BudgetError,
+    Cohort,
     Opened,
     ResumeError,
     RoundRecord,
@@ -40,9 +39,10 @@ from ..ledger import Account, EmbeddedLedger, commit
 from ..models import Model
 from ..privacy import Budget, Spend, compose
 from ..selection import Selection, all_records
-from ..training import Engine, evaluate
-from .clients import Clients, RoundInput, chunk_size
-from .journal import Journal, Sent
+from ..training import evaluate
+from .clients import Clients, RoundInput
+from .rounds import Rounds, denominator_of
+from .storage import Journal, Sent
 
 _COORDINATOR = "coordinator"
 
@@ -50,6 +50,7 @@ _COORDINATOR = "coordinator"
 OUTSIDE = (
     "whether a round was refused for values that are not finite",
     "accuracy, AUC and loss per client on held-out records",
+    "training losses and numbers of steps of the clients",
     "timings",
     "the number of records of each client (taken as a public constant)",
 )
@@ -128,11 +129,11 @@ class Federation:
         self.source = source(seed)
         self.records: list[RoundRecord] = []
         self._traces: Counter[str] = Counter()
+        self._rounds = Rounds(model, data, algorithm, aggregation, self.selection, self.source,
+                              chunk_clients=chunk_clients)
         self.spec, states = self._plan(min_clients, denominator, aggregator)
-        self._room = chunk_size(chunk_clients, data.num_clients, model.dim)
         self.spend = self._spend()
         # What can be refused is refused before the folder is taken for this run.
-        self._engine = Engine(model, data, batch_size=algorithm.batch_size)
         self._journal = Journal(folder)
         self._opener = None
         try:
@@ -159,27 +160,30 @@ class Federation:
                 'aggregator="semi-honest"', found=f"stage `{self.aggregation.stages[-1].name}`, "
                 "whose scheme runs on the host",
                 fix='Use he.public_key(), or aggregator="untrusted".')
-        clients, records = self.data.num_clients, len(self.data.y)
-        sampling = self.selection.sampling
-        rate = sampling.rate if sampling else 1.0
         if self.aggregation.num_record_stages and not self.algorithm.one_step:
             raise SpecError(
                 "clip(unit='record')", need="an algorithm of one step a round at the global model",
                 found=f"{self.algorithm.name}, whose clients take several steps",
                 fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
-        if denominator is None:
-            denominator = rate * records if self.algorithm.one_step else float(clients)
-        elif isinstance(denominator, Real):
-            denominator = float(denominator)  # numpy's numbers are no JSON
         fewest = 1 if min_clients is None else min_clients
         spec = Spec(
-            dim=self.model.dim, num_clients=clients, num_records=records, denominator=denominator,
-            min_clients=fewest, sampling=sampling, mode=self.source.mode,
+            dim=self._rounds.work.width,
+            num_clients=self.selection.most_clients(self.data.num_clients),
+            num_records=len(self.data.y),
+            denominator=denominator_of(self.algorithm, self.selection, self.data, denominator),
+            min_clients=fewest, sampling=self.selection.sampling, mode=self.source.mode,
             unit_name=self.data.unit, client_name=self.data.client_unit, aggregator=aggregator)
         states, chained = self.aggregation.init(spec)
+        if chained.mechanism is not None and self.selection.reads_data:
+            raise SpecError(
+                f"selection `{self.selection.name}` with noise", need="a selection that does not "
+                "look at the clients' records: one client's records would decide who else takes "
+                "part, which no noise covers", found="one that reads their losses",
+                fix="Use fs.selection.uniform_clients(...) or poisson_clients(...).")
         if min_clients is None and chained.mechanism is None:
             # No noise that says how many shares it needs: a sum of fewer would tell more.
-            states, chained = self.aggregation.init(spec.replace(min_clients=clients))
+            states, chained = self.aggregation.init(
+                spec.replace(min_clients=self._rounds.settled(spec, None)))
         return chained, states
 
     def _spend(self) -> Spend | None:
@@ -216,7 +220,8 @@ class Federation:
             "algorithm's settings": self.algorithm.settings,
             "server optimiser": self._server_digest(states),
             "stages": [stage.name for stage in self.aggregation.stages],
-            "selection": self.selection.name, "seed": self.seed,
+            "selection": self.selection.name, "selection's settings": self.selection.settings,
+            "seed": self.seed,
             "ledger": self.ledger is not None, **self._settled_spec(),
         }
 
@@ -230,10 +235,10 @@ class Federation:
     def _server_digest(self, states: dict) -> str:
         """SHA-256 of the server's step as a program, so that other settings are another run."""
         params = jax.eval_shape(self.model.init, jax.random.key(0))
-        opt_state = jax.eval_shape(self.algorithm.server.init, params)
+        opt_state = jax.eval_shape(lambda p: self.algorithm.init(self.model, p), params)
         kind = jnp.float32 if self.spec.modulus is None else jnp.uint32
         total = jax.ShapeDtypeStruct((self.spec.dim,), kind)
-        program = jax.make_jaxpr(self._server_step)(params, opt_state, states, total)
+        program = jax.make_jaxpr(self._rounds.server_step)(params, opt_state, states, total)
         text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
         hasher = hashlib.sha256(text.encode())
         for constant in program.consts:
@@ -271,10 +276,9 @@ class Federation:
             for client, account in self._accounts.items():
                 if not self.ledger.registered(account.address):
                     self.ledger.register(account, self._signers[client].public_key)
-        self._clients = Clients(
-            self._engine, self.algorithm, self.aggregation, self._states, self.source,
-            self._setting, self._signers, self._opener.key_id, self._room, self._compiled)
-        self._step = self._compiled("step", self._server_step)
+        self._clients = Clients(self._rounds, self._states, self._setting, self._signers,
+                                self._opener.key_id, self._compiled)
+        self._step = self._compiled("step", self._rounds.server_step)
 
     # -- rounds ------------------------------------------------------------------------------
 
@@ -285,8 +289,10 @@ class Federation:
             key: a JAX key for the model's first parameters, which are public; None takes key 0.
         """
         params = self.model.init(jax.random.key(0) if key is None else key)
-        fresh = RoundState(params, self.algorithm.server.init(params), {}, 0)
-        state, self.records = self._journal.load(fresh)
+        self._rounds.open_states(params, self._journal.folder / "clients")
+        state, self.records = self._journal.load(self._rounds.fresh(params))
+        if self._rounds.states is not None:
+            self._rounds.states.commit(int(state.round))  # a kill may have come before it
         return state
 
     def run(self, state: RoundState, *, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
@@ -326,7 +332,7 @@ class Federation:
             raise SpecError(
                 "run", need=f"a key that opens {ahead} more rounds", found=f"one that opens {left}",
                 fix="Plan for more: fs.he.threshold(t, n, max_openings=...), or begin a new run.")
-        return self._rounds(state, rounds)
+        return self._run(state, rounds)
 
     def _require_open(self) -> None:
         if self._opener is None:
@@ -346,7 +352,7 @@ class Federation:
                               "returned, or init().")
         return finished
 
-    def _rounds(self, state: RoundState, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
+    def _run(self, state: RoundState, rounds: int) -> Iterator[tuple[RoundState, RoundRecord]]:
         while state.round < rounds:
             state, record = self._round(state)
             self.records.append(record)
@@ -358,8 +364,8 @@ class Federation:
         clock = _Clock()
         sent, notes = self._kept(number)
         if sent is None:
-            cohort = self.selection.draw(self.source, number, self.data.clients, self.data.offsets)
-            start = RoundInput(number, cohort, state.params, before)
+            cohort = self._rounds.draw(number, state)
+            start = RoundInput(number, cohort, state, before)
             sent = self._clients.work(start, notes, self._journal, clock)
         elif sent.models != {before}:
             raise ResumeError(
@@ -382,7 +388,8 @@ class Federation:
             head = self._confirm(number, after)
         clock.lap("ledger")
         metrics = self._evaluate(params)
-        new = RoundState(params, opt_state, {}, number)
+        observed = self._observed(number, sent, metrics)
+        new = RoundState(params, opt_state, {}, number, self._rounds.observe(state, *observed))
         record = RoundRecord(
             run=self.run_id, round=number, mode=_label(self.source.mode), clients=opened.clients,
             model_before=before.hex(), model_after=after.hex(), sum_digest=opened.digest.hex(),
@@ -392,7 +399,42 @@ class Federation:
             bytes_per_client=sent.largest_bytes, ledger_head=head,
             aggregator=self.spec.aggregator)
         self._journal.finish(new, record, sent.submissions)
+        if self._rounds.states is not None:
+            self._rounds.states.commit(number)
         return new, record
+
+    def _observed(self, number: int, sent: Sent, metrics: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """What clients reported of their work; the means go into the round's metrics."""
+        clients = self.data.num_clients
+        work = sent.notes.get("work", {"clients": [], "steps": [], "metrics": {}})
+        took = np.asarray(work["clients"], np.int64)
+        steps, found = np.zeros(clients, np.int64), {}
+        steps[took] = work["steps"]
+        for name, values in work["metrics"].items():
+            found[name] = np.full(clients, np.nan)
+            found[name][took] = values
+            known = np.isfinite(found[name]) & (steps > 0)
+            if known.any():
+                metrics[f"training {name}"] = float(
+                    np.average(found[name][known], weights=steps[known]))
+        alive = np.zeros(clients, bool)
+        alive[took] = True
+        nothing = (np.zeros(0, np.int32),) * clients
+        if work.get("seconds") is not None:
+            metrics["simulated seconds"] = float(work["seconds"])
+        cohort = Cohort(number, self.data.clients, nothing, alive, seconds=work.get("seconds"))
+        return cohort, found, steps
+
+    def personal(self, state: RoundState) -> Callable[[Any], np.ndarray]:
+        """Each client's own model, as `fs.training.evaluate` takes them.
+
+        Returns:
+            A function from client numbers to their models' parameters, ``[numbers, dim] float32``.
+
+        Raises:
+            SpecError: the algorithm gives everyone the same model.
+        """
+        return self._rounds.personal(state)
 
     def _open(self, number: int, before: bytes, sent: Sent) -> Opened:
         assert self._opener is not None
@@ -478,13 +520,7 @@ class Federation:
     @property
     def traces(self) -> dict[str, int]:
         """How often each program of a round was traced: once, however many rounds there were."""
-        return {**self._engine.traces, **self._traces}
-
-    def _server_step(self, params, opt_state, states, total):
-        mean, _, _ = self.aggregation.decode(states, total)
-        gradient = self.model.unravel(self.algorithm.direction * mean)
-        updates, opt_state = self.algorithm.server.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        return {**self._rounds.engine.traces, **self._traces}
 
     def _evaluate(self, params: Any) -> dict[str, Any]:
         """Held-out figures per client; a figure that does not exist (one class) is None."""

@@ -114,9 +114,9 @@ def lanes(program: Program, inputs: Inputs, first: jax.Array, num_lanes: int) ->
             before = before + count
         return carry
 
-    def finish(lane, l, accumulator):
-        carry = jax.tree.map(lambda part: part[l], lane.carry)
-        j, c, place, own, state, trips = of(lane.j[l])
+    def finish(lane, number, accumulator):
+        carry = jax.tree.map(lambda part: part[number], lane.carry)
+        j, c, place, own, state, trips = of(lane.j[number])
         done = Done(inputs.count[j], tuple(trips))
         result = work.finish(inputs.shared, own, state, carry, done)
         return program.put(accumulator, c, place, _checked(result), sum(trips, jnp.int32(0)))
@@ -139,9 +139,9 @@ def lanes(program: Program, inputs: Inputs, first: jax.Array, num_lanes: int) ->
         ready = (t >= trips) & (lane.j < ends)  # also a client without steps takes one turn
         lane = Lane(lane.j, t, carry)
 
-        def put(l, accumulator):
+        def put(number, accumulator):
             return lax.cond(
-                ready[l], lambda a: finish(lane, l, a), lambda a: a, accumulator
+                ready[number], lambda a: finish(lane, number, a), lambda a: a, accumulator
             )
 
         accumulator = lax.cond(

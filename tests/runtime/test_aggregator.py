@@ -13,9 +13,10 @@ import fedjax_secure as fs
 from fedjax_secure.core import OpeningError, SpecError, UpdateError, model_digest
 from fedjax_secure.core.randomness import device_keys
 from fedjax_secure.data import heart_disease
-from fedjax_secure.runtime.journal import Journal
+from fedjax_secure.runtime.storage import Journal
 
 DATA = heart_disease()
+CANDIDATES = fs.selection.Candidates(DATA.clients, DATA.offsets)
 RATE = 0.2
 
 
@@ -193,7 +194,7 @@ def test_rounds_in_which_nobody_drew_a_record_compile_nothing_new(options):
         fs.models.logistic_regression(DATA), DATA, fs.algorithms.fed_avg(0.1, local_epochs=2),
         fs.chain(), selection=fs.selection.poisson_records(0.002), seed=3, **options)
     with run:
-        cohorts = [run.selection.draw(run.source, number, DATA.clients, DATA.offsets)
+        cohorts = [run.selection.draw(run.source, number, CANDIDATES, ())
                    for number in range(1, 5)]
         for _ in run.run(run.init(), rounds=4):
             pass
@@ -205,7 +206,7 @@ def test_rounds_in_which_nobody_drew_a_record_compile_nothing_new(options):
 @pytest.mark.parametrize("aggregator", ["untrusted", "semi-honest"])
 def test_clients_without_records_still_add_their_noise(tmp_path, aggregator):
     with federation(tmp_path, aggregator=aggregator, rate=1e-6) as run:
-        cohort = run.selection.draw(run.source, 1, DATA.clients, DATA.offsets)
+        cohort = run.selection.draw(run.source, 1, CANDIDATES, ())
         assert not any(map(len, cohort.indices))
         next(run.run(run.init(), rounds=1))
         keys = device_keys([run.source.key("client", round=1, client=name)

@@ -164,7 +164,7 @@ def test_a_closed_federation_runs_no_round_and_pays_for_none(tmp_path):
 
 def test_a_refusal_leaves_the_folder_free(tmp_path):
     data = fs.data.heart_disease()
-    with pytest.raises(SpecError, match="integer batch_size"):
+    with pytest.raises(SpecError, match="batch_size >= 1"):
         _fed_avg(data, tmp_path, batch_size=2.5)
     _fed_avg(data, tmp_path, batch_size=2).close()
 
@@ -212,16 +212,16 @@ def test_a_change_of_the_working_directory_changes_nothing(tmp_path, monkeypatch
 def test_a_round_of_too_few_clients_is_refused_before_it_is_paid_for(tmp_path):
     plan = _plan(rounds=1)
     with plan.build(tmp_path) as federation:
-        draw = federation.selection.draw
+        draw = federation._rounds.selection.draw
 
         def few(*arguments):
             return draw(*arguments)._replace(alive=np.arange(4) < 1)
 
-        federation.selection = federation.selection._replace(draw=few)
+        federation._rounds.selection = federation._rounds.selection._replace(draw=few)
         with pytest.raises(fs.core.OpeningError, match="at least 3 clients that take part, got 1"):
             next(federation.run(federation.init(), rounds=1))
         assert not federation.budget.entries() and not list((tmp_path / "run").glob("sent-*"))
-        federation.selection = federation.selection._replace(draw=draw)
+        federation._rounds.selection = federation._rounds.selection._replace(draw=draw)
         _, record = next(federation.run(federation.init(), rounds=1))
     assert len(record.clients) == 4
 

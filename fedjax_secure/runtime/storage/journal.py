@@ -34,8 +34,8 @@ import jax
 import msgpack
 import numpy as np
 
-from ..core import ResumeError, RoundRecord, RoundState, StoredPayload, Submission
-from ..core.opening import write_durably
+from ...core import ResumeError, RoundRecord, RoundState, StoredPayload, Submission
+from ...core.opening import write_durably
 
 FORMAT = 2
 

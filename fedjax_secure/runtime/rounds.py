@@ -1,0 +1,282 @@
+"""The work of a round, shared by simulations and federations: who takes part, and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..algorithms import Algorithm
+from ..core import Aggregation, Cohort, RoundState, Source, Spec, SpecError, UpdateError
+from ..core.randomness import host_words
+from ..data import FederatedDataset
+from ..models import Model
+from ..selection import Candidates, Observed, Selection
+from ..training import ClientValues, Engine, Rows, Sink, Total, local_loss
+from .storage import ClientStates
+
+_CHUNK_VALUES = 1 << 23  # values of a chunk that are in memory at once, unless asked otherwise
+
+
+def chunk_size(chunk_clients: int | None, num_clients: int, dim: int) -> int:
+    """How many clients' values are in memory at once.
+
+    Args:
+        chunk_clients: what the user asks for; None takes as many as hold 2^23 values.
+        num_clients: clients of the federation.
+        dim: values of an update.
+
+    Raises:
+        SpecError: not a whole number of 1 or more.
+
+    Example:
+        >>> chunk_size(None, 1000, 200_000), chunk_size(None, 4, 31), chunk_size(10, 4, 31)
+        (41, 4, 4)
+    """
+    if chunk_clients is None:
+        chunk_clients = max(1, _CHUNK_VALUES // dim)
+    whole = isinstance(chunk_clients, Integral) and not isinstance(chunk_clients, bool)
+    if not whole or chunk_clients < 1:
+        raise SpecError("the federation", need="chunk_clients, a whole number of 1 or more",
+                        found=repr(chunk_clients), fix="Leave it out, or give for example 50.")
+    return min(int(chunk_clients), num_clients)
+
+
+def denominator_of(algorithm: Algorithm, selection: Selection, data: FederatedDataset,
+                   asked: float | None) -> float:
+    """The public constant by which a round's sum is divided.
+
+    The expected number of records where clients send one gradient for each record, else the
+    expected number of clients.
+    """
+    if asked is not None:
+        # numpy's numbers are no JSON; what is no number at all, Spec refuses
+        return float(asked) if isinstance(asked, Real) else asked
+    clients = selection.expected_clients(data.num_clients)
+    if not algorithm.one_step:
+        return float(clients)
+    by_record = selection.sampling is not None and selection.sampling.unit == "record"
+    rate = selection.sampling.rate if by_record and selection.sampling else 1.0
+    return rate * len(data.y) * clients / data.num_clients
+
+
+class Rounds:
+    """Draws cohorts and runs their work for one model, dataset, algorithm and selection.
+
+    Args:
+        model, data, algorithm, aggregation, selection: as for a federation.
+        source: where keys come from.
+        room: clients whose values are in memory at once.
+        folder: where the clients' states are kept; None keeps them with the object.
+        engine: arguments of `Engine` besides model, dataset and batch size.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: FederatedDataset,
+        algorithm: Algorithm,
+        aggregation: Aggregation,
+        selection: Selection,
+        source: Source,
+        *,
+        chunk_clients: int | None = None,
+        engine: dict[str, Any] | None = None,
+    ):
+        self.model, self.data, self.algorithm = model, data, algorithm
+        self.aggregation, self.selection, self.source = aggregation, selection, source
+        self.work = algorithm.work(model, aggregation)
+        widest = max(self.work.width, self.work.state_size)
+        self.room = chunk_size(chunk_clients, data.num_clients, widest)
+        self.engine = Engine(model, data, batch_size=algorithm.batch_size, **(engine or {}))
+        self.states: ClientStates | None = None
+        self._loss = local_loss(model)
+        self._nobody = np.zeros(0, np.int32)
+
+    def open_states(self, params: Any, folder: Path | None = None) -> None:
+        """Make or find the clients' states; ``params`` is the first model."""
+        if self.work.state_size == 0:
+            return
+        assert self.algorithm.client_state is not None
+        initial = np.asarray(self.algorithm.client_state(self.model, params), np.float32)
+        self.states = ClientStates(self.data.num_clients, initial, folder)
+
+    # -- who takes part ----------------------------------------------------------------------
+
+    def draw(self, round: int, state: RoundState) -> Cohort:
+        """The round's cohort, with an order of its records for each pass of the work.
+
+        Raises:
+            SpecError: the selection returned something that is no cohort of this dataset.
+        """
+
+        def losses(clients: Sequence[int]) -> np.ndarray:
+            return self.losses(state.params, clients)
+
+        candidates = Candidates(self.data.clients, self.data.offsets,
+                                losses if self.selection.reads_data else None)
+        cohort = self.selection.draw(self.source, round, candidates, state.selection)
+        clients = self.data.num_clients
+        if len(cohort.indices) != clients or np.shape(cohort.alive) != (clients,):
+            raise SpecError(
+                f"selection `{self.selection.name}`", need=f"indices and alive for {clients} "
+                "clients", found=f"{len(cohort.indices)} and {list(np.shape(cohort.alive))}",
+                fix="Number clients as the dataset does.")
+        if cohort.staleness is not None and not self.algorithm.stale_versions:
+            raise SpecError(
+                f"selection `{self.selection.name}`, whose clients start from older models",
+                need="an asynchronous algorithm", found=self.algorithm.name,
+                fix="Use fs.algorithms.fed_buff(...) or fed_async(...).")
+        return self._with_passes(cohort)
+
+    def _with_passes(self, cohort: Cohort) -> Cohort:
+        """Further orders of the same records, where the work goes through them several times."""
+        passes = self.work.passes
+        if passes == 1:
+            return cohort
+        indices, clients = list(cohort.indices), cohort.taking_part
+        counts = [len(indices[c]) for c in clients]
+        orders = [[indices[c]] for c in clients]
+        for number in range(1, passes):
+            key = self.source.key(f"order {number}", round=cohort.round)
+            words = host_words(key, 2 * sum(counts)).view("<u8")
+            parts = np.split(words, np.cumsum(counts)[:-1]) if counts else []
+            for place, part in enumerate(parts):
+                orders[place].append(indices[clients[place]][np.argsort(part)])
+        for place, c in enumerate(clients):
+            indices[c] = np.stack(orders[place])
+        return cohort._replace(indices=tuple(indices))
+
+    def losses(self, params: Any, clients: Sequence[int]) -> np.ndarray:
+        """The mean loss of a model on some clients' training records, float64 [clients]."""
+        indices = [self._nobody] * self.data.num_clients
+        for c in clients:
+            indices[c] = self.data.rows(c)
+        found = []
+        for first in range(0, len(clients), self.room):
+            chunk = clients[first:first + self.room]
+            out = self.engine.train(self._loss, {"params": params}, indices,
+                                    into=Rows.of(chunk, self.room))
+            found.append(np.asarray(out.values)[:len(chunk), 0])
+        return np.concatenate(found).astype(np.float64) if found else np.zeros(0)
+
+    # -- what they do ------------------------------------------------------------------------
+
+    def chunks(self, cohort: Cohort) -> Iterator[np.ndarray]:
+        """The clients that take part, as many at a time as there is room for."""
+        alive = cohort.taking_part
+        for first in range(0, len(alive), self.room):
+            yield alive[first:first + self.room]
+
+    def train(self, cohort: Cohort, state: RoundState, keys: np.ndarray, stage_states: Any,
+              into: Sink) -> ClientValues:
+        """The work of the sink's clients; their new states are staged.
+
+        Raises:
+            UpdateError: a client's value is not finite; names the round and the clients.
+        """
+        algorithm, clients = self.algorithm, np.asarray(into.clients, np.int64)
+        shared = algorithm.shared(self.model, state.params, state.opt_state, stage_states)
+        kept = None if self.states is None else self.states.read(clients)
+        out = self.engine.train(
+            self.work, shared, cohort.indices, own=algorithm.own(cohort, keys),
+            share=cohort.share, states=kept, distinct=algorithm.one_step, into=into)
+        self._require_finite(cohort, np.asarray(out.nonfinite))
+        if self.states is not None:
+            self.states.stage(cohort.round, clients, out.states)
+        return out
+
+    def total(self, cohort: Cohort, state: RoundState, keys: np.ndarray,
+              stage_states: Any) -> tuple[Any, dict[str, np.ndarray], np.ndarray]:
+        """The payloads' sum over the whole cohort, in memory that does not grow with it.
+
+        Returns:
+            The sum; each client's metrics and executed steps.
+
+        Raises:
+            UpdateError: a client's value is not finite.
+        """
+        assert self.aggregation.add is not None
+        chunks = [cohort.taking_part] if self.states is None else list(self.chunks(cohort))
+        total, metrics, steps = None, {}, np.zeros(self.data.num_clients, np.int64)
+        for chunk in chunks or [cohort.taking_part]:
+            into = Total(tuple(chunk.tolist()), keys, stage_states, self.aggregation.contribution,
+                         self.aggregation.add, self.room if self.states is not None else None)
+            out = self.train(cohort, state, keys, stage_states, into)
+            total = out.values if total is None else self.aggregation.add(
+                stage_states, total, out.values)
+            steps += np.asarray(out.steps)
+            for name, values in out.metrics.items():
+                found = metrics.setdefault(name, np.full(len(steps), np.nan))
+                found[chunk] = np.asarray(values)[chunk]
+        return total, metrics, steps
+
+    def _require_finite(self, cohort: Cohort, nonfinite: np.ndarray) -> None:
+        bad = np.flatnonzero(nonfinite)
+        if not len(bad):
+            return
+        named = ", ".join(cohort.clients[c] for c in bad[:10])
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise UpdateError(
+            f"round {cohort.round}", need="finite values from every client",
+            found=f"NaN or infinity from {named}{more}",
+            fix="Lower the learning rate, or check these clients' data and scaling. The state "
+                f"after round {cohort.round - 1} is unharmed.")
+
+    def observe(self, state: RoundState, cohort: Cohort, metrics: dict[str, np.ndarray],
+                steps: np.ndarray) -> Any:
+        """The selection's state after a round."""
+        losses = metrics.get("loss", np.full(self.data.num_clients, np.nan))
+        losses = np.where(cohort.alive, losses, np.nan)
+        return self.selection.observe(state.selection, cohort, Observed(losses, steps))
+
+    def fresh(self, params: Any) -> RoundState:
+        """The state before the first round."""
+        candidates = Candidates(self.data.clients, self.data.offsets)
+        return RoundState(params, self.algorithm.init(self.model, params), {}, 0,
+                          self.selection.init(candidates))
+
+    def server_step(self, params: Any, server_state: Any, stage_states: Any,
+                    total: jax.Array) -> tuple[Any, Any]:
+        """The sum decoded by the chain, and the algorithm's step with it; pure and jittable."""
+        mean, _, _ = self.aggregation.decode(stage_states, total)
+        return self.algorithm.step(self.model, params, server_state, mean)
+
+    def personal(self, state: RoundState) -> Callable[[Sequence[int]], np.ndarray]:
+        """Each client's own model, in chunks: ``client numbers -> [numbers, dim] float32``.
+
+        Raises:
+            SpecError: the algorithm gives everyone the same model.
+        """
+        if self.algorithm.personal is None:
+            raise SpecError(
+                "personal models", need="an algorithm that makes them", found=self.algorithm.name,
+                fix="Use fs.algorithms.ditto(...), apfl(...) or fine_tuning(...).")
+        personal = self.algorithm.personal
+        one = jax.jit(jax.vmap(
+            lambda params, row: self.model.ravel(personal(self.model, params, row)),
+            in_axes=(None, 0)))
+
+        def models(clients: Sequence[int]) -> np.ndarray:
+            if self.states is None:
+                rows = np.zeros((len(clients), 0), np.float32)
+            else:
+                rows = self.states.read(clients)
+            return np.asarray(one(state.params, jnp.asarray(rows)))
+
+        return models
+
+    def settled(self, spec: Spec, asked_min: int | None) -> int:
+        """The fewest clients that a sum needs where no noise says so."""
+        if asked_min is not None:
+            return asked_min
+        expected = self.selection.expected_clients(self.data.num_clients)
+        if expected == spec.num_clients:
+            return spec.num_clients
+        # A random number of clients: at least half of those expected, so that rounds go on.
+        return max(1, int(expected / 2))
