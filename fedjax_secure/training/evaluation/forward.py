@@ -233,9 +233,7 @@ def _own_models_program(
             return lax.fori_loop(0, (count + (batch_size - 1)) // batch_size, batch, out)
 
         shapes = jax.eval_shape(
-            lambda: _outputs(
-                model, model.unravel(flat[0]), take(x, 0), take(y, 0), with_scores
-            )
+            lambda: _outputs(model, model.unravel(flat[0]), take(x, 0), take(y, 0), with_scores)
         )
         nothing = Outputs(*(jnp.zeros((len(y), *s.shape[1:]), s.dtype) for s in shapes))
         return lax.fori_loop(0, busy, client, nothing)

@@ -65,9 +65,7 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
     return float(areas_under_curve(scores, positive, np.array([0, len(scores)]))[0])
 
 
-def areas_under_curve(
-    scores: np.ndarray, positive: np.ndarray, offsets: np.ndarray
-) -> np.ndarray:
+def areas_under_curve(scores: np.ndarray, positive: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Returns the exact area under each client's ROC curve, all of them by one sort.
 
     A record is one 64-bit number: its client, its score, and whether it is positive. Sorted, each
@@ -181,8 +179,9 @@ def _areas(
     if len(edge):
         tied_downs = edge - np.searchsorted(key, key[edge - 1], side="left")
         tied_ups = np.searchsorted(key, key[edge], side="right") - edge
-        np.subtract.at(doubled, (key[edge] >> np.uint64(33)).astype(np.int64),
-                       tied_downs * tied_ups)
+        np.subtract.at(
+            doubled, (key[edge] >> np.uint64(33)).astype(np.int64), tied_downs * tied_ups
+        )
     pairs = num_ups * (counts - num_ups)
     out = np.full(len(counts), np.nan)
     np.divide(doubled, 2 * pairs, out=out, where=pairs > 0)

@@ -228,12 +228,20 @@ class Evaluation:
         """
         import pandas as pd
 
-        rows = [{"figure": FIGURES[name][0], **self.fairness(name, fraction=fraction)}
-                for name in self.figures]
+        rows = [
+            {"figure": FIGURES[name][0], **self.fairness(name, fraction=fraction)}
+            for name in self.figures
+        ]
         share = f"{100 * fraction:g}%"
-        return pd.DataFrame(rows).rename(columns={
-            "mean": "mean over records", "average": "mean over clients",
-            "worst": f"worst {share}", "best": f"best {share}", "worst_client": "worst client"})
+        return pd.DataFrame(rows).rename(
+            columns={
+                "mean": "mean over records",
+                "average": "mean over clients",
+                "worst": f"worst {share}",
+                "best": f"best {share}",
+                "worst_client": "worst client",
+            }
+        )
 
     # -- classes -----------------------------------------------------------------------------------
 
@@ -304,10 +312,15 @@ class Evaluation:
         right, said = np.diag(counts), counts.sum(axis=0)
         there = np.bincount(self.y, minlength=len(self.classes))
         nothing = np.full(len(self.classes), np.nan)
-        return pd.DataFrame({
-            "class": self.classes, "records": there, "predicted": said,
-            "recall": np.divide(right, there, out=nothing.copy(), where=there > 0),
-            "precision": np.divide(right, said, out=nothing.copy(), where=said > 0)})
+        return pd.DataFrame(
+            {
+                "class": self.classes,
+                "records": there,
+                "predicted": said,
+                "recall": np.divide(right, there, out=nothing.copy(), where=there > 0),
+                "precision": np.divide(right, said, out=nothing.copy(), where=said > 0),
+            }
+        )
 
     # -- calibration -------------------------------------------------------------------------------
 
@@ -353,11 +366,15 @@ class Evaluation:
         )
         counts, confident, right_answers = (part[0] for part in parts)
         nothing = np.full(bins, np.nan)
-        return pd.DataFrame({
-            "above": np.arange(bins) / bins, "up_to": np.arange(1, bins + 1) / bins,
-            "records": counts,
-            "confidence": np.divide(confident, counts, out=nothing.copy(), where=counts > 0),
-            "accuracy": np.divide(right_answers, counts, out=nothing.copy(), where=counts > 0)})
+        return pd.DataFrame(
+            {
+                "above": np.arange(bins) / bins,
+                "up_to": np.arange(1, bins + 1) / bins,
+                "records": counts,
+                "confidence": np.divide(confident, counts, out=nothing.copy(), where=counts > 0),
+                "accuracy": np.divide(right_answers, counts, out=nothing.copy(), where=counts > 0),
+            }
+        )
 
     # -- groups of records -------------------------------------------------------------------------
 
