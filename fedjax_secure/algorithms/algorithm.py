@@ -70,8 +70,14 @@ class Algorithm(NamedTuple):
             num_clients: clients of the whole population.
             denominator: the public constant by which a round's sum is divided, usually the
                 expected number of clients in a round.
+
+        Raises:
+            SpecError: a denominator that is no positive number, where it matters.
         """
-        return self if self.bind is None else self.bind(num_clients, denominator)
+        if self.bind is None:
+            return self
+        check_number(self.name, above=0, denominator=denominator)
+        return self.bind(num_clients, float(denominator))
 
 
 def example_weights(cohort: Cohort, *, weighted: bool = True) -> np.ndarray:

@@ -123,8 +123,10 @@ class Federation:
         aggregator: Aggregator = "untrusted",
         chunk_clients: int | None = None,
     ):
-        self.model, self.data, self.algorithm = model, data, algorithm
         self.aggregation, self.selection = aggregation, selection or all_records()
+        denominator = denominator_of(algorithm, self.selection, data, denominator)
+        algorithm = algorithm.for_federation(data.num_clients, denominator)
+        self.model, self.data, self.algorithm = model, data, algorithm
         self.budget, self.ledger, self.seed = budget, ledger, seed
         self.source = source(seed)
         self.records: list[RoundRecord] = []
@@ -144,7 +146,7 @@ class Federation:
 
     # -- what the run is, checked before anything is traced ---------------------------------
 
-    def _plan(self, min_clients: int | None, denominator: float | None,
+    def _plan(self, min_clients: int | None, denominator: float,
               aggregator: Aggregator) -> tuple[Spec, dict]:
         if aggregator not in ("untrusted", "semi-honest"):
             raise SpecError("the federation", need='aggregator "untrusted" or "semi-honest"',
@@ -170,7 +172,7 @@ class Federation:
             dim=self._rounds.work.width,
             num_clients=self.selection.most_clients(self.data.num_clients),
             num_records=len(self.data.y),
-            denominator=denominator_of(self.algorithm, self.selection, self.data, denominator),
+            denominator=denominator,
             min_clients=fewest, sampling=self.selection.sampling, mode=self.source.mode,
             unit_name=self.data.unit, client_name=self.data.client_unit, aggregator=aggregator)
         states, chained = self.aggregation.init(spec)

@@ -256,7 +256,8 @@ class Rounds:
         if self.algorithm.personal is None:
             raise SpecError(
                 "personal models", need="an algorithm that makes them", found=self.algorithm.name,
-                fix="Use fs.algorithms.ditto(...), apfl(...) or fine_tuning(...).")
+                fix="Use fs.algorithms.ditto(...) or apfl(...), or fs.algorithms.fine_tune(model, "
+                "state.params, data, learning_rate=...).")
         personal = self.algorithm.personal
         one = jax.jit(jax.vmap(
             lambda params, row: self.model.ravel(personal(self.model, params, row)),

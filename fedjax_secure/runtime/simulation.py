@@ -113,6 +113,8 @@ class Simulation:
                 "a simulation", need="a chain without encryption, which changes nothing in what "
                 "is learned", found=f"stage `{hidden[0]}`",
                 fix="Leave it out, or run it for real in fs.Federation(...).")
+        denominator = denominator_of(algorithm, selection, data, denominator)
+        algorithm = algorithm.for_federation(data.num_clients, denominator)
         self.model, self.data, self.algorithm = model, data, algorithm
         self.source, self.evaluate_every = source(seed), evaluate_every
         self.rounds = Rounds(
@@ -122,7 +124,7 @@ class Simulation:
         spec = Spec(
             dim=self.rounds.work.width, num_clients=selection.most_clients(data.num_clients),
             num_records=len(data.y),
-            denominator=denominator_of(algorithm, selection, data, denominator),
+            denominator=denominator,
             sampling=selection.sampling, mode=self.source.mode, unit_name=data.unit,
             client_name=data.client_unit, aggregator="semi-honest")
         self._states, self.spec = aggregation.init(spec)
