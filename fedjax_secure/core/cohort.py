@@ -41,8 +41,8 @@ class Cohort(NamedTuple):
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [clients]: how many examples of each take part."""
-        return np.fromiter(map(len, self.indices), np.int64, len(self.indices))
+        """int64 [clients]: how many examples of each take part, each once however many passes."""
+        return np.fromiter((rows.shape[-1] for rows in self.indices), np.int64, len(self.indices))
 
     @property
     def taking_part(self) -> np.ndarray:
