@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 
 from ..algorithms import fed_avg
 from ..core import chain
@@ -89,9 +88,44 @@ def comparison_table(scores: Mapping[str, Evaluation]) -> pd.DataFrame:
     table = pd.DataFrame({"client": [*first.clients, "all"]})
     for figure, label in (("accuracy", "accuracy"), ("auc", "AUC")):
         for name, found in scores.items():
-            values = np.asarray(getattr(found, figure), float)
-            known = np.isfinite(values) & (found.counts > 0)
-            mean = (np.average(values[known], weights=found.counts[known])
-                    if known.any() else np.nan)
-            table[f"{label}, {name}"] = [*values, mean]
+            if figure in found.figures:
+                column = [*getattr(found, figure), found.mean(figure)]
+                table[f"{label}, {name}"] = column
     return table
+
+
+def fairness_table(
+    scores: Mapping[str, Evaluation], figure: str = "accuracy", *, fraction: float = 0.1
+) -> pd.DataFrame:
+    """How evenly a figure is spread over clients, one row for each way of training.
+
+    Args:
+        scores: held-out figures by name, for example those of :func:`baselines` and the
+            federation's own.
+        figure: ``"accuracy"``, ``"auc"``, ``"loss"``, ``"brier"`` or ``"calibration_error"``.
+        fraction: which share of the clients are the worst and the best ones.
+
+    Returns:
+        A DataFrame with the columns of ``Evaluation.fairness``: the means over records and over
+        clients, the mean of the worst and of the best clients, variance and standard deviation
+        over clients, how many clients have the figure, and which is worst off.
+
+    Raises:
+        SpecError: no such figure, or a fraction outside (0, 1].
+
+    Example:
+        >>> import fedjax_secure as fs
+        >>> data = fs.data.heart_disease()
+        >>> model = fs.models.logistic_regression(data)
+        >>> table = fairness_table(baselines(model, data, rounds=2))
+        >>> table["training"].tolist()
+        ['alone', 'federated', 'pooled']
+        >>> bool((table["worst"] <= table["average"]).all())
+        True
+    """
+    import pandas as pd
+
+    return pd.DataFrame([
+        {"training": name, **found.fairness(figure, fraction=fraction)}
+        for name, found in scores.items()
+    ])
