@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from fedjax_secure.models.model import Described, Model, from_flax, num_outputs
+from fedjax_secure.models.model import Data, Model, from_flax, num_outputs
 
 
-def logistic_regression(data: Described | int, classes: Sequence[str] | int | None = None) -> Model:
+def logistic_regression(data: Data, classes: Sequence[str] | int | None = None) -> Model:
     """A linear classifier: convex, few parameters, the right first model under privacy noise.
 
     It starts at zero, so `init` gives the same parameters for every key. For two classes it has
     one logit and sigmoid cross-entropy; for more, one logit a class and softmax cross-entropy.
 
     Args:
-        data: a dataset, or the number of features.
+        data: a dataset, the number of features, or the shape of a record.
         classes: the classes or their number; taken from the dataset if there is one.
 
     Returns:
@@ -33,4 +33,4 @@ def logistic_regression(data: Described | int, classes: Sequence[str] | int | No
     name = "logistic_regression"
     outputs = num_outputs(name, data, classes)
     module = nn.Dense(outputs, kernel_init=nn.initializers.zeros)
-    return from_flax(module, data, classes, name=name)
+    return from_flax(module, data, classes, name=name, shape=())

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.models.model import Described, Model, from_flax, num_outputs
+from fedjax_secure.models.model import Data, Model, from_flax, num_outputs
 
 
 class _Perceptron(nn.Module):
@@ -23,7 +23,7 @@ class _Perceptron(nn.Module):
 
 
 def mlp(
-    data: Described | int,
+    data: Data,
     classes: Sequence[str] | int | None = None,
     *,
     hidden: Sequence[int] = (32,),
@@ -34,7 +34,7 @@ def mlp(
     softmax cross-entropy. Weights start by LeCun's normal rule, biases at zero.
 
     Args:
-        data: a dataset, or the number of features.
+        data: a dataset, the number of features, or the shape of a record.
         classes: the classes or their number; taken from the dataset if there is one.
         hidden: the width of each hidden layer.
 
@@ -58,5 +58,5 @@ def mlp(
             fix="Write hidden=(32,), or use logistic_regression(...) for none.",
         )
     return from_flax(
-        _Perceptron(widths, num_outputs("mlp", data, classes)), data, classes, name="mlp"
+        _Perceptron(widths, num_outputs("mlp", data, classes)), data, classes, name="mlp", shape=()
     )

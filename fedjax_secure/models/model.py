@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.errors import InvalidRngError
 
 from fedjax_secure.core.errors import SpecError
 
@@ -18,13 +19,20 @@ Params = Any
 
 
 class Described(Protocol):
-    """A dataset, as far as a model's shape depends on it."""
+    """A dataset, as far as a model's shape depends on it.
+
+    It may have a ``shape`` too, that of one record as the model sees it, and an array ``x``, whose
+    dtype is the records'.
+    """
 
     @property
     def feature_names(self) -> tuple[str, ...]: ...
 
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+
+Data = Described | int | Sequence[int]  # a dataset, a number of features, or a record's shape
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,15 +49,18 @@ class Model:
 
     Attributes:
         name: what the model is called.
-        num_features: features of a record.
+        num_features: numbers in a record; the product of its shape.
         num_classes: classes.
         dim: number of parameters.
         init: ``key -> params``.
-        apply: ``(params, x [records, features]) -> [records, outputs] float32``, logits.
-        loss: ``(params, x, y [records] int32) -> [records] float32``, cross-entropy, nats.
+        apply: ``(params, x [records, features]) -> [records, outputs] float32``, logits. ``x`` is
+            float32, or int32 for tokens, or uint8 for pixels, which become value / 255.
+        loss: ``(params, x, y [records] int32) -> [records] float32``: cross-entropy in nats, or
+            what `from_flax` was given instead.
         probabilities: ``logits [records, outputs] -> [records, classes] float32``.
         ravel: ``params -> [dim] float32``.
         unravel: ``[dim] float32 -> params``.
+        shape: the shape of a record as the network sees it; rows are reshaped to it.
 
     Example:
         >>> import jax
@@ -70,6 +81,7 @@ class Model:
     probabilities: Callable[[jax.Array], jax.Array]
     ravel: Callable[[Params], jax.Array]
     unravel: Callable[[jax.Array], Params]
+    shape: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -80,26 +92,42 @@ class Model:
 
 def from_flax(
     module: nn.Module,
-    data: Described | int,
+    data: Data,
     classes: Sequence[str] | int | None = None,
     *,
     name: str | None = None,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: Any = None,
 ) -> Model:
-    """Makes a model of any flax.linen module that maps ``[records, features]`` to logits.
+    """Makes a model of any flax.linen module that maps records to logits.
+
+    Records are stored as rows of numbers; the module sees ``[records, *shape]``. For speed in
+    compiled loops on a CPU, build it with `Conv`, `ConvReluPool`, `max_pool` and `Lstm` of this
+    package: flax's own convolution and pooling run tens of times slower there.
 
     Args:
-        module: the network. It has parameters only (no batch statistics, no dropout), in float32,
-            and one output a class, or one output where there are two classes.
-        data: a dataset, or the number of features.
+        module: the network. It has parameters only (no batch statistics), in float32, takes no
+            randomness when called (no dropout that is switched on), and has one output a class,
+            or one output where there are two classes.
+        data: a dataset, the number of features, or the shape of a record.
         classes: the classes or their number; taken from the dataset if there is one.
         name: what the model is called; by default the module's class.
+        loss: ``(logits [records, outputs], y [records] int32) -> [records] float32``, in place of
+            cross-entropy; one record's loss must not depend on another's.
+        shape: the shape of a record, for example ``(28, 28, 1)``; by default the dataset's, and
+            ``()`` for plain rows.
+        dtype: of what the module takes: float32, or int32 for tokens; by default the dataset's
+            (float32 for uint8), and float32 if there is none.
 
     Returns:
         The model.
 
     Raises:
-        SpecError: features or classes that are not given or too few, a module with other variables
-            than parameters, parameters that are not float32, or a wrong number of outputs.
+        SpecError: features or classes that are not given or too few; a shape that does not fit;
+            a module that is not a linen module, cannot take the records, has other variables than
+            parameters, needs randomness, or has a wrong number of outputs; parameters that are not
+            float32; a loss that does not give one float32 a record.
 
     Example:
         >>> import flax.linen as nn
@@ -107,54 +135,61 @@ def from_flax(
         >>> from_flax(nn.Sequential([nn.Dense(5), nn.tanh, nn.Dense(3)]), 4, 3, name="tanh")
         Model('tanh', features=4, classes=3, dim=43)
     """
+    if not isinstance(module, nn.Module):
+        raise _refuse_module(module)
     name = name or type(module).__name__
-    num_features, num_classes = _shape(name, data, classes)
+    num_features, num_classes = _sizes(name, data, classes)
+    shape = record_shape(name, data, shape)
+    dtype = _record_dtype(name, data, dtype)
+    example = jax.ShapeDtypeStruct((1, *(shape or (num_features,))), dtype)
 
-    def example():
-        return jnp.zeros((1, num_features), jnp.float32)
-
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), example()))
-    if set(variables) != {"params"}:
+    variables = _traced(name, example, lambda x: module.init(jax.random.key(0), x))
+    kept = set(variables) - {"intermediates"}  # what a module notes while it runs is no state
+    if kept != {"params"}:
         raise _refuse(
             name,
             "a module with parameters only",
-            f"the collections {sorted(variables)}",
-            "Leave out layers with a state of their own, such as batch normalisation: group "
-            "normalisation has none.",
+            f"the collections {sorted(kept)}" if kept else "no parameters",
+            "Leave out batch normalisation and the like: group normalisation has no state."
+            if kept
+            else "Give it a layer with weights.",
         )
     leaves, tree = jax.tree.flatten(variables["params"])
     wrong = sorted({str(leaf.dtype) for leaf in leaves if leaf.dtype != jnp.float32})
     if wrong:
         raise _refuse(name, "float32 parameters", f"{wrong}", "Set param_dtype=jnp.float32.")
-    logits = jax.eval_shape(lambda p: module.apply(p, example()), variables)
-    outputs = logits.shape[-1] if logits.shape[:1] == (1,) and len(logits.shape) == 2 else None
-    single = outputs == 1 and num_classes == 2
-    if not single and outputs != num_classes:
-        raise _refuse(
-            name,
-            f"logits of shape [records, {num_classes}]"
-            + (" or [records, 1]" if num_classes == 2 else ""),
-            f"[records, ...] -> {list(logits.shape)} for one record",
-            "Give the last layer one output for each class.",
-        )
+    logits = _traced(
+        name, example, lambda x, p: module.apply({"params": p}, x), variables["params"]
+    )
+    outputs = _outputs(name, logits, num_classes)
+    if loss is None:
+        single = outputs == 1
+        loss = _sigmoid_cross_entropy if single else _softmax_cross_entropy
+    else:
+        _check_loss(name, loss, outputs)
     shapes = [leaf.shape for leaf in leaves]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    ends = np.cumsum([int(np.prod(s)) for s in shapes])
     dim = int(ends[-1])
 
     def init(key):
-        return module.init(key, example())["params"]
+        return module.init(key, jnp.zeros(example.shape, dtype))["params"]
 
     def apply(params, x) -> Any:
-        return module.apply({"params": params}, x)
+        x = _as_input(x, dtype)
+        if x.ndim != 2 or x.shape[1] != num_features:
+            raise _refuse(
+                name,
+                f"x of shape [records, {num_features}]",
+                f"{list(x.shape)}",
+                "Give rows: one record each.",
+            )
+        return module.apply({"params": params}, x.reshape(-1, *example.shape[1:]))
 
-    def loss(params, x, y):
-        logits = apply(params, x)
-        if single:
-            return optax.sigmoid_binary_cross_entropy(logits[:, 0], y.astype(logits.dtype))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    def losses(params, x, y):
+        return loss(apply(params, x), y)
 
     def probabilities(logits):
-        if single:
+        if outputs == 1:
             return jnp.concatenate([jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits)], axis=1)
         return jax.nn.softmax(logits)
 
@@ -180,26 +215,141 @@ def from_flax(
         )
 
     return Model(
-        name, num_features, num_classes, dim, init, apply, loss, probabilities, ravel, unravel
+        name=name,
+        num_features=num_features,
+        num_classes=num_classes,
+        dim=dim,
+        init=init,
+        apply=apply,
+        loss=losses,
+        probabilities=probabilities,
+        ravel=ravel,
+        unravel=unravel,
+        shape=shape,
     )
 
 
-def _shape(
-    name: str, data: Described | int, classes: Sequence[str] | int | None
-) -> tuple[int, int]:
-    if isinstance(data, int | np.integer) and not isinstance(data, bool):
-        features = int(data)
-    elif hasattr(data, "feature_names") and hasattr(data, "classes"):
-        features = len(data.feature_names)
-        if classes is None:
-            classes = data.classes
-    else:
+def _sigmoid_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.sigmoid_binary_cross_entropy(logits[:, 0], y.astype(logits.dtype))
+
+
+def _softmax_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+
+
+def _as_input(x: jax.Array, dtype: Any) -> jax.Array:
+    """Rows as the module takes them; pixels become value / 255."""
+    x = jnp.asarray(x)
+    if x.dtype == jnp.uint8 and dtype == jnp.float32:
+        return x.astype(jnp.float32) / jnp.float32(255)
+    return x.astype(dtype)
+
+
+def _traced(name: str, example: Any, function: Callable, *rest: Any) -> Any:
+    """The shapes of a function's results, or what is wrong with the module."""
+    try:
+        return jax.eval_shape(function, example, *rest)
+    except SpecError:
+        raise
+    except Exception as error:  # a module is the user's code: it may fail in any way
+        text = " ".join(str(error).split()).split(" (https://flax.readthedocs.io")[0]
+        found = f"{type(error).__name__}: {text[:300]}"
+        if isinstance(error, InvalidRngError) or "deterministic" in text:
+            need = "a module that takes no randomness when it is called"
+            fix = "Set deterministic=True in its Dropout layers, or leave them out."
+        elif "use_running_average" in text:
+            need = "a module without batch statistics"
+            fix = "Use group normalisation, which has no state."
+        else:
+            need = f"a module that takes {example.dtype} of shape {list(example.shape)}"
+            fix = "Give shape=... as its first layer takes a record, or change that layer."
+        raise _refuse(name, need, found, fix) from error
+
+
+def _outputs(name: str, logits: Any, num_classes: int) -> int:
+    found = getattr(logits, "shape", None)
+    right = [(1, num_classes)] + [(1, 1)] * (num_classes == 2)
+    if found not in right or not jnp.issubdtype(logits.dtype, jnp.floating):
+        shown = f"{list(found)} {logits.dtype}" if found is not None else type(logits).__name__
         raise _refuse(
             name,
-            "a dataset or a number of features",
-            type(data).__name__,
-            "Give the dataset that it will be trained on.",
+            f"logits of shape [records, {num_classes}]"
+            + (" or [records, 1]" if num_classes == 2 else ""),
+            f"[records, ...] -> {shown} for one record",
+            "Give the last layer one output for each class.",
         )
+    return found[1]
+
+
+def _check_loss(name: str, loss: Callable, outputs: int) -> None:
+    records = 3
+    logits = jax.ShapeDtypeStruct((records, outputs), jnp.float32)
+    found = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((records,), jnp.int32))
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if shape != (records,) or dtype != jnp.float32:
+        raise _refuse(
+            name,
+            "a loss that gives one float32 for each record",
+            f"{shape} {dtype} for {records} records",
+            "Leave out the mean: the engine weighs records itself.",
+        )
+
+
+def record_shape(name: str, data: Data, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Returns the shape of one record: what is given, else the dataset's; () for plain rows.
+
+    Raises:
+        SpecError: a shape whose product is not the number of features.
+    """
+    if shape is None:
+        shape = data if _is_shape(data) else getattr(data, "shape", ())
+    shape = tuple(int(side) for side in shape)
+    features = _num_features(name, data)
+    if shape and (min(shape) < 1 or int(np.prod(shape)) != features):
+        raise _refuse(
+            name,
+            f"a record's shape of {features} numbers in all",
+            f"{shape}",
+            "Check it against the dataset.",
+        )
+    return shape
+
+
+def _record_dtype(name: str, data: Data, dtype: Any) -> Any:
+    if dtype is None:
+        dtype = getattr(getattr(data, "x", None), "dtype", jnp.float32)
+        dtype = jnp.float32 if dtype == jnp.uint8 else dtype
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.int32):
+        raise _refuse(
+            name, "records of float32, uint8 or int32", f"{dtype}", "Convert the dataset."
+        )
+    return dtype
+
+
+def _is_shape(data: object) -> bool:
+    return isinstance(data, tuple | list) and not hasattr(data, "feature_names")
+
+
+def _num_features(name: str, data: Data) -> int:
+    if isinstance(data, int | np.integer) and not isinstance(data, bool):
+        return int(data)
+    if _is_shape(data) and data and all(isinstance(n, int | np.integer) for n in data):
+        return int(np.prod(data))
+    if hasattr(data, "feature_names") and hasattr(data, "classes"):
+        return len(data.feature_names)
+    raise _refuse(
+        name,
+        "a dataset or a number of features (or the shape of a record)",
+        type(data).__name__,
+        "Give the dataset that it will be trained on.",
+    )
+
+
+def _sizes(name: str, data: Data, classes: Sequence[str] | int | None) -> tuple[int, int]:
+    features = _num_features(name, data)
+    if classes is None:
+        classes = getattr(data, "classes", None)
     if classes is None:
         raise _refuse(name, "the classes", "none", "Give classes=2, or a dataset.")
     count = int(classes) if isinstance(classes, int | np.integer) else len(classes)
@@ -213,10 +363,23 @@ def _shape(
     return features, count
 
 
-def num_outputs(name: str, data: Described | int, classes: Sequence[str] | int | None) -> int:
+def num_outputs(name: str, data: Data, classes: Sequence[str] | int | None) -> int:
     """Returns how many logits a model for these classes has: 1 for two classes."""
-    _, count = _shape(name, data, classes)
+    _, count = _sizes(name, data, classes)
     return 1 if count == 2 else count
+
+
+def _refuse_module(module: object) -> SpecError:
+    kinds = {base.__module__.split(".")[:2][-1] for base in type(module).__mro__}
+    fix = "Give an instance of a flax.linen.Module."
+    if "nnx" in kinds:
+        fix = "Write it with flax.linen, or wrap its class: flax.nnx.bridge.to_linen(Class, ...)."
+    elif isinstance(module, type) and issubclass(module, nn.Module):
+        fix = f"Give an instance: {module.__name__}(...)."
+    found = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+    if "nnx" in kinds:
+        found += ", a flax.nnx module, whose parameters were made when it was"
+    return SpecError("from_flax", need="a flax.linen module", found=found, fix=fix)
 
 
 def _refuse(name: str, need: str, found: str, fix: str) -> SpecError:
