@@ -125,7 +125,7 @@ def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> S
 
     Args:
         clients: the expected number of clients in a round.
-        by: [clients], public numbers above 0, for example ``data.offsets`` differences or the
+        by: [clients], public numbers above 0, for example ``data.counts`` or the
             norms of past updates. A client's probability is in proportion to its number, cut at 1
             with the rest shared among the others.
 
@@ -166,7 +166,7 @@ def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> S
     if numbers.ndim != 1 or not len(numbers) or not np.all(np.isfinite(numbers) & (numbers > 0)):
         raise SpecError("importance_clients", need="a positive finite number for each client",
                         found=f"by= of shape {list(numbers.shape)}, or with other values",
-                        fix="Give by=np.diff(data.offsets), for example.")
+                        fix="Give by=data.counts, for example.")
     real = isinstance(clients, int | float | np.number) and not isinstance(clients, bool)
     if not real or not 0 < clients <= len(numbers):
         raise SpecError("importance_clients", need=f"an expected number of clients above 0 and up "
