@@ -6,14 +6,28 @@ from collections.abc import Callable
 
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
-from fedjax_secure.data.heart_disease import heart_disease
+from fedjax_secure.data.sets import (
+    breast_cancer,
+    digits,
+    heart_disease,
+    lending,
+    mnist_5k,
+    shakespeare,
+    synthetic,
+    watch,
+)
 
-_MAKERS: dict[str, Callable[[], FederatedDataset]] = {"heart_disease": heart_disease}
-_PUBLIC = {"heart_disease"}
+_MAKERS: dict[str, Callable[[], FederatedDataset]] = {
+    make.__name__: make
+    for make in (
+        heart_disease, breast_cancer, digits, mnist_5k, lending, watch, shakespeare, synthetic,
+    )  # fmt: skip
+}
+_PUBLIC = set(_MAKERS)
 
 
 def names() -> tuple[str, ...]:
-    """The names that :func:`load` knows.
+    """The names that :func:`load` knows. Nothing is read before a set is loaded.
 
     Example:
         >>> from fedjax_secure.data import names
@@ -24,7 +38,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> FederatedDataset:
-    """The dataset of that name.
+    """The dataset of that name, with the arguments that its function has by default.
 
     Raises:
         DataError: no dataset of that name is known in this process, or the function that was

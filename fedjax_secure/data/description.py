@@ -163,8 +163,8 @@ def _name_clients(axes, data: FederatedDataset) -> None:
     names = [_plain(data.clients[c]) for c in at]
     longest = max(map(len, names)) * len(names)
     axes.set_xticks(at, names)
-    if longest > 40:
-        axes.tick_params(axis="x", labelrotation=60)
+    if longest > 48:
+        axes.set_xticks(at, names, rotation=60, ha="right", rotation_mode="anchor")
 
 
 def _plain(name: str) -> str:

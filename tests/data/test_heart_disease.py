@@ -102,7 +102,7 @@ def test_features_follow_the_rules_record_by_record():
 
 def test_nothing_is_fitted(monkeypatch):
     """A record's features do not change when all other records do."""
-    module = sys.modules["fedjax_secure.data.heart_disease"]
+    module = sys.modules["fedjax_secure.data.sets.heart_disease"]
     rows = module._read()
     whole = heart_disease(test_fraction=0)
     some = [r for i, r in enumerate(rows) if r["hospital"] != "Hungary" or i % 2]
@@ -137,7 +137,7 @@ def test_unit_and_card():
 
 
 def test_a_changed_file_is_refused(monkeypatch):
-    module = sys.modules["fedjax_secure.data.heart_disease"]
+    module = sys.modules["fedjax_secure.data.sets.heart_disease"]
     monkeypatch.setattr(module, "SHA256", "0" * 64)
     with pytest.raises(DataError, match="Reinstall"):
         heart_disease()
@@ -146,7 +146,7 @@ def test_a_changed_file_is_refused(monkeypatch):
 def test_loading_takes_less_than_a_second_and_no_pandas():
     code = (
         "import sys, time; t = time.perf_counter()\n"
-        "from fedjax_secure.data.heart_disease import heart_disease\n"
+        "from fedjax_secure.data.sets.heart_disease import heart_disease\n"
         "from time import process_time as p; a = p(); heart_disease(); b = p()\n"
         "assert b - a < 1, b - a\n"
         "assert 'pandas' not in sys.modules\n"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from importlib import resources
 
 import numpy as np
 
-from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
 from fedjax_secure.data.encoding import CategoryColumn, NumberColumn, encode_columns
+from fedjax_secure.data.sets.files import own_file
 from fedjax_secure.data.splitting import from_records
 
 SHA256 = "e1f450b6d91f80a76c25489f9453af51c47e03c4621910df7223bf2e13301a39"
@@ -146,16 +144,7 @@ def heart_disease(*, test_fraction: float = 0.2, seed: int = 0) -> FederatedData
 
 
 def _read() -> list[dict[str, str]]:
-    path = resources.files("fedjax_secure.data").joinpath("sources/heart_disease.csv")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise DataError(
-            "heart_disease",
-            need=f"its file with sha256 {SHA256}",
-            found=found,
-            fix="Reinstall fedjax_secure: the file was changed after it was published.",
-        )
+    content = own_file("heart_disease", "heart_disease.csv", SHA256)
     return list(csv.DictReader(io.StringIO(content.decode())))
 
 
