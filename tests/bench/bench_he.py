@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tenseal_env
+import peer_env
 from report import Goal, Panel, Row, figure, versions_of, write
 from worker import Worker, WorkerError
 
@@ -183,7 +183,7 @@ def interpreters() -> tuple[dict[str, Path], dict[str, str]]:
         found["peer_openfhe.py"] = openfhe
     else:
         missing["peer_openfhe.py"] = openfhe_env.why_not() or f"run: {openfhe_env.COMMAND}"
-    tenseal, why = tenseal_env.ready()
+    tenseal, why = peer_env.ready("tenseal", "tenseal")
     if tenseal is not None:
         found["peer_tenseal.py"] = tenseal
     else:

@@ -8,6 +8,7 @@ Python 3.10; requests and replies are lines of JSON, arrays travel as `.npy` fil
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ Factory = Callable[..., Any]
 
 
 class Timing(NamedTuple):
-    """One repetition: CPU time of all threads of the worker, and wall time."""
+    """One repetition: CPU time of all threads of the worker and its children, and wall time."""
 
     cpu_ms: float
     wall_ms: float
@@ -51,6 +52,9 @@ def serve(factories: Mapping[str, Factory]) -> NoReturn:
             reply = {"error": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
+    for system in systems.values():
+        if hasattr(system, "close"):  # it has threads or processes to end
+            system.close()
     sys.exit(0)
 
 
@@ -72,11 +76,40 @@ def _answer(request: dict, systems: dict[str, Any], factories: Mapping[str, Fact
         return None
     gc.collect()
     gc.disable()
+    before = children_seconds()
     wall, cpu = time.perf_counter(), time.process_time()
     method(**arguments)
-    timing = Timing(1e3 * (time.process_time() - cpu), 1e3 * (time.perf_counter() - wall))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    after = children_seconds()
     gc.enable()
-    return timing
+    cpu += sum(seconds - before.get(process, 0.0) for process, seconds in after.items())
+    return Timing(1e3 * cpu, 1e3 * wall)
+
+
+def children_seconds() -> dict[int, float]:
+    """CPU seconds so far of this process's children and theirs, by process number.
+
+    Read from each process's own CPU clock, to the nanosecond; a system's workers have to live
+    longer than the repetition that is timed. Empty where there is no /proc.
+    """
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(folder.name)] = int(fields[1])
+    family, seconds = {os.getpid()}, {}
+    grown = True
+    while grown:
+        born = {child for child, parent in parents.items() if parent in family} - family
+        family |= born
+        grown = bool(born)
+    for process in family - {os.getpid()}:
+        with contextlib.suppress(OSError):
+            # The kernel's number of a process's CPU clock: clock_getcpuclockid(3).
+            seconds[process] = time.clock_gettime((~process << 3) | 2)
+    return seconds
 
 
 # -- the driver ------------------------------------------------------------------------------------
@@ -103,11 +136,18 @@ class Worker:
         python: the interpreter.
         script: the file that ends with :func:`serve`.
         cores: the cores that it may use; libraries are told to start as many threads.
+        environment: variables on top of those of this process; None takes one away.
     """
 
-    def __init__(self, python: str | Path, script: Path, cores: set[int]):
+    def __init__(
+        self,
+        python: str | Path,
+        script: Path,
+        cores: set[int],
+        environment: Mapping[str, str | None] | None = None,
+    ):
         count = str(len(cores))
-        environment = dict(
+        variables = dict(
             os.environ,
             OMP_NUM_THREADS=count,
             OPENBLAS_NUM_THREADS=count,
@@ -115,14 +155,19 @@ class Worker:
             JAX_NUM_CPU_DEVICES="1",
         )
         # Programs are compiled for a number of threads, which a cache of them does not tell apart.
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        variables.pop("JAX_COMPILATION_CACHE_DIR", None)
+        for name, value in (environment or {}).items():
+            if value is None:
+                variables.pop(name, None)
+            else:
+                variables[name] = value
         self._name = script.stem
         self._process = subprocess.Popen(
             [str(python), "-c", _PINNED, ",".join(map(str, sorted(cores))), str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=variables,
         )
 
     def open(self, system: str, factory: str, **arguments: Any) -> dict[str, Any]:
@@ -131,9 +176,7 @@ class Worker:
 
     def run(self, system: str, method: str, **arguments: Any) -> Timing:
         """Time one repetition of a method."""
-        return Timing(
-            *self._ask(what="run", system=system, method=method, arguments=arguments)
-        )
+        return Timing(*self._ask(what="run", system=system, method=method, arguments=arguments))
 
     def call(self, system: str, method: str, **arguments: Any) -> Any:
         """Call a method without timing it."""
@@ -141,9 +184,7 @@ class Worker:
 
     def array(self, system: str, method: str, path: Path, **arguments: Any) -> np.ndarray:
         """The array that a method returns, by way of a file."""
-        self._ask(
-            what="save", system=system, method=method, path=str(path), arguments=arguments
-        )
+        self._ask(what="save", system=system, method=method, path=str(path), arguments=arguments)
         return np.load(path)
 
     def close(self) -> None:
