@@ -72,7 +72,7 @@ def test_two_classes_against_scikit_learn(own, split):
     for c in range(4):
         part = slice(offsets[c], offsets[c + 1])
         params = model.unravel(flat[c] if own else flat)
-        p = np.asarray(model.probabilities(model.apply(params, x[part])), np.float64)
+        p = np.asarray(model.probabilities(model.apply(params, x))[part], np.float64)
         assert found.accuracy[c] == metrics.accuracy_score(y[part], p[:, 1] > 0.5)
         np.testing.assert_allclose(found.auc[c], metrics.roc_auc_score(y[part], p[:, 1]), atol=2e-3)
         np.testing.assert_allclose(
@@ -174,7 +174,7 @@ def test_every_figure_against_scikit_learn(form, classes):
         if not count:
             assert all(np.isnan(getattr(found, name)[c]) for name in found.figures)
             continue
-        p = np.asarray(model.probabilities(model.apply(model.unravel(rows[c]), data.test_x[part])))
+        p = np.asarray(model.probabilities(model.apply(model.unravel(rows[c]), data.test_x)))[part]
         p = p.astype(float) / p.sum(axis=1, keepdims=True, dtype=float)
         said = p.argmax(axis=1)
         assert found.accuracy[c] == pytest.approx(metrics.accuracy_score(y, said))
