@@ -93,6 +93,7 @@ def from_hugging_face(
         test=encoded[1] if len(encoded) > 1 else None,
         classes=found if classes is None else classes,
         feature_names=() if isinstance(features, str) else names,
+        shape=_text_shape(parts[0].features, features, encoded[0][0]),
         test_fraction=test_fraction,
         seed=seed,
         unit=unit,
@@ -170,6 +171,11 @@ def _records(
     if array.ndim == 3 and type(part.features[names[0]]).__name__ == "Image":
         array = array[..., None]  # a picture in grey
     return array.astype(kept) if kept in ("uint8", "int32") else array
+
+
+def _text_shape(columns: Any, features: Any, x: np.ndarray) -> tuple[int, ...] | None:
+    text = isinstance(features, str) and _stored_type(columns[features]).endswith("string")
+    return x.shape[1:] if text else None
 
 
 def _stored_type(feature: Any) -> str:

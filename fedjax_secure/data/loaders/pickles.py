@@ -31,7 +31,16 @@ def _scalar(dtype: np.dtype, content: Any = None) -> Any:
     return np.frombuffer(content, dtype)[0]
 
 
-_ALLOWED = {
+def _from_buffer(
+    content: Any, dtype: np.dtype, shape: Any, order: str, axes: Any = None
+) -> np.ndarray:
+    flat = np.frombuffer(content, dtype)
+    if axes is None:
+        return flat.reshape(shape, order=order)
+    return flat.reshape(shape).transpose(axes)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
@@ -41,6 +50,7 @@ _ALLOWED = {
         for core in ("core", "_core")
         for name, function in (("_reconstruct", _rebuild), ("scalar", _scalar))
     },
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
 
