@@ -159,7 +159,7 @@ def chain(*stages: Stage) -> Aggregation:
         return vector
 
     def encode_one(states, key, value):
-        finite = jnp.all(jnp.isfinite(value))
+        finite = all_finite(value)
         value = jnp.where(finite, value, jnp.zeros_like(value))
         modulus = states[_MEAN]["modulus"].value
         for place, stage in enumerate(open_stages[split:], start=split):
@@ -247,6 +247,24 @@ class Static:
 
     def __repr__(self) -> str:
         return f"Static({self.value!r})"
+
+
+def all_finite(value: Any) -> jax.Array:
+    """Whether every value of an array, or of a pytree of arrays, is finite; integers always are.
+
+    A dot product with the values times zero, which is NaN exactly where one of them is not finite:
+    XLA's own reduction of ``isfinite`` is several times slower on a CPU.
+
+    Example:
+        >>> bool(all_finite(jnp.array([1.0, 3e38]))), bool(all_finite(jnp.array([1.0, jnp.inf])))
+        (True, False)
+    """
+    finite = jnp.bool_(True)
+    for leaf in jax.tree.leaves(value):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            flat = leaf.reshape(-1)
+            finite = finite & (jnp.vdot(flat, flat * 0) == 0)
+    return finite
 
 
 def require_finite(finite: np.ndarray, clients: tuple[str, ...], where: str) -> None:

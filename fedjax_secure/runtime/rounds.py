@@ -14,6 +14,7 @@ import numpy as np
 from ..algorithms import Algorithm
 from ..core import Aggregation, Cohort, RoundState, Source, Spec, SpecError, UpdateError
 from ..core.randomness import host_words
+from ..core.stage import all_finite
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Candidates, Observed, Selection
@@ -96,6 +97,7 @@ class Rounds:
         self.engine = Engine(model, data, batch_size=algorithm.batch_size, **(engine or {}))
         self.states: ClientStates | None = None
         self._loss = local_loss(model)
+        self._all_finite = jax.jit(all_finite)
         self._nobody = np.zeros(0, np.int32)
 
     def open_states(self, params: Any, folder: Path | None = None) -> None:
@@ -139,15 +141,17 @@ class Rounds:
         passes = self.work.passes
         if passes == 1:
             return cohort
-        indices, clients = list(cohort.indices), cohort.taking_part
-        counts = [len(indices[c]) for c in clients]
-        orders = [[indices[c]] for c in clients]
+        clients = cohort.taking_part
+        # Also where nobody takes part, the arrays say how many passes there are.
+        indices = [np.zeros((passes, 0), np.int32)] * len(cohort.indices)
+        counts = [len(cohort.indices[c]) for c in clients]
+        orders = [[cohort.indices[c]] for c in clients]
         for number in range(1, passes):
             key = self.source.key(f"order {number}", round=cohort.round)
             words = host_words(key, 2 * sum(counts)).view("<u8")
             parts = np.split(words, np.cumsum(counts)[:-1]) if counts else []
             for place, part in enumerate(parts):
-                orders[place].append(indices[clients[place]][np.argsort(part)])
+                orders[place].append(cohort.indices[clients[place]][np.argsort(part)])
         for place, c in enumerate(clients):
             indices[c] = np.stack(orders[place])
         return cohort._replace(indices=tuple(indices))
@@ -186,7 +190,10 @@ class Rounds:
         out = self.engine.train(
             self.work, shared, cohort.indices, own=algorithm.own(cohort, keys),
             share=cohort.share, states=kept, distinct=algorithm.one_step, into=into)
-        self._require_finite(cohort, np.asarray(out.nonfinite))
+        nonfinite = np.array(out.nonfinite)
+        if self.states is not None:
+            nonfinite[clients] += ~np.isfinite(out.states).all(axis=1)
+        self._require_finite(cohort, nonfinite)
         if self.states is not None:
             self.states.stage(cohort.round, clients, out.states)
         return out
@@ -199,22 +206,37 @@ class Rounds:
             The sum; each client's metrics and executed steps.
 
         Raises:
-            UpdateError: a client's value is not finite.
+            UpdateError: a client's value is not finite, or their sum.
         """
-        assert self.aggregation.add is not None
+        add = self.aggregation.add if self.aggregation.stages else None
+        contribution = self.aggregation.contribution if add else None
         chunks = [cohort.taking_part] if self.states is None else list(self.chunks(cohort))
         total, metrics, steps = None, {}, np.zeros(self.data.num_clients, np.int64)
         for chunk in chunks or [cohort.taking_part]:
-            into = Total(tuple(chunk.tolist()), keys, stage_states, self.aggregation.contribution,
-                         self.aggregation.add, self.room if self.states is not None else None)
+            into = Total(tuple(chunk.tolist()), keys, stage_states, contribution, add,
+                         self.room if self.states is not None else None)
             out = self.train(cohort, state, keys, stage_states, into)
-            total = out.values if total is None else self.aggregation.add(
-                stage_states, total, out.values)
+            if total is None:
+                total = out.values
+            else:
+                total = add(stage_states, total, out.values) if add else total + out.values
             steps += np.asarray(out.steps)
             for name, values in out.metrics.items():
                 found = metrics.setdefault(name, np.full(len(steps), np.nan))
                 found[chunk] = np.asarray(values)[chunk]
+        if add is None and not bool(self._all_finite(total)):
+            self._name_nonfinite(cohort, state, keys, stage_states)
         return total, metrics, steps
+
+    def _name_nonfinite(self, cohort: Cohort, state: RoundState, keys: np.ndarray,
+                        stage_states: Any) -> None:
+        """Works the round again, client by client, to say whose value is not finite."""
+        for chunk in self.chunks(cohort):
+            self.train(cohort, state, keys, stage_states, Rows.of(chunk, self.room))
+        raise UpdateError(
+            f"round {cohort.round}", need="a finite sum of the clients' values",
+            found="finite values whose sum is not", fix="Lower the learning rate. The state "
+            f"after round {cohort.round - 1} is unharmed.")
 
     def _require_finite(self, cohort: Cohort, nonfinite: np.ndarray) -> None:
         bad = np.flatnonzero(nonfinite)

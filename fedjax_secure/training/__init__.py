@@ -23,6 +23,7 @@ from fedjax_secure.training.evaluation import Evaluation, area_under_curve, eval
 from fedjax_secure.training.local import (
     change,
     descend,
+    difference,
     local_loss,
     local_sgd,
     mean_loss,
@@ -50,6 +51,7 @@ __all__ = [
     "area_under_curve",
     "change",
     "descend",
+    "difference",
     "epoch_orders",
     "evaluate",
     "local_loss",

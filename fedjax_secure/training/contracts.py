@@ -15,7 +15,11 @@ Params = Any
 
 
 class TrainableModel(Protocol):
-    """A classifier as pure functions; `fedjax_secure.models.Model` is one."""
+    """A classifier as pure functions; `fedjax_secure.models.Model` is one.
+
+    ``ravel`` puts the parameters' leaves one after the other, in the order of ``jax.tree.leaves``,
+    each in C order.
+    """
 
     @property
     def name(self) -> str: ...
@@ -110,17 +114,19 @@ class ClientResult(NamedTuple):
     """What one client's work comes to.
 
     Attributes:
-        value: ``[width]``, what the client sends. An algorithm that sends several vectors
-            concatenates them, so that clipping and sensitivity cover the whole.
-        state: ``[state_size] float32``, what the client keeps for its next round; None where it
-            keeps nothing.
+        value: what the client sends: ``[width]``, or a pytree of arrays that make up those values
+            in the order of ``jax.tree.leaves``, each in C order, which is faster for a model's
+            parameters. An algorithm that sends several vectors sends a tuple of them: clipping and
+            sensitivity cover the whole.
+        state: ``state_size`` float32 values, likewise: what the client keeps for its next round;
+            None where it keeps nothing.
         metrics: scalars, for example ``{"loss": ...}``. They leave the client in the clear.
         nonfinite: int32, how many parts were not finite and count as zero in ``value``; None lets
-            the engine look at ``value`` and ``state``.
+            the engine look.
     """
 
-    value: jax.Array
-    state: jax.Array | None = None
+    value: Any
+    state: Any = None
     metrics: Mapping[str, jax.Array] = {}
     nonfinite: jax.Array | None = None
 
@@ -197,13 +203,17 @@ class Total(NamedTuple):
 
     Each client's value becomes a payload (clipped, rounded, noised, encrypted: whatever the chain
     does) as soon as it is there, and is added up. All zeros must be the payload that adds nothing.
+    Without a ``contribution`` floats are added up as they are, which is fastest; then nobody looks
+    whether a single client's value is finite.
 
     Attributes:
         clients: numbers of the clients that take part, also those without records.
         keys: ``[num_clients, 8] uint32``, a fresh key for each client of the dataset and round.
         states: any pytree, given to both functions; its arrays may change from round to round.
-        contribution: ``(states, key [8], value [width]) -> (payload, finite)``, pure and jittable.
-        add: ``(states, payload, payload) -> payload``. Give the same function objects each round.
+        contribution: ``(states, key [8], value [width]) -> (payload, finite)``, pure and jittable;
+            None for the values themselves.
+        add: ``(states, payload, payload) -> payload``; None for ``+``. Give the same function
+            objects each round.
         room: for work with a state of its own: how many clients' states there is room for, the
             same in every call; None for the whole population.
     """
@@ -211,8 +221,8 @@ class Total(NamedTuple):
     clients: tuple[int, ...]
     keys: np.ndarray
     states: Any
-    contribution: Callable[[Any, Any, Any], tuple[Any, Any]]
-    add: Callable[[Any, Any, Any], Any]
+    contribution: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    add: Callable[[Any, Any, Any], Any] | None = None
     room: int | None = None
 
 

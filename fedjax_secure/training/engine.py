@@ -15,9 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_secure.core.errors import SpecError
+from fedjax_secure.core.stage import all_finite
 from fedjax_secure.training import local
 from fedjax_secure.training.contracts import (
     ClientRecords,
+    ClientResult,
     ClientWork,
     Done,
     Params,
@@ -45,7 +47,7 @@ class ClientValues(NamedTuple):
         steps: ``[clients] int32``: the steps that each client executed.
         metrics: ``{name: [clients]}``; zero for a client that took no part.
         states: ``[rows, state_size]``, the clients' new states, as in ``values``; None where the
-            work keeps none.
+            work keeps none. They are not looked at for values that are not finite.
     """
 
     values: Any
@@ -151,6 +153,7 @@ class Engine:
         self._y = self._put(np.asarray(dataset.y, np.int32))
         self._programs: dict[Hashable, Callable[..., Any]] = {}
         self._works: dict[Hashable, ClientWork] = {}
+        self._stateless: dict[int, jax.Array] = {}
         self._traces: Counter[str] = Counter()
 
     @property
@@ -273,7 +276,7 @@ class Engine:
                 "Give an order for each pass: [passes, count].",
             )
         capacity = capacity or 1
-        name = (work, draw.passes, capacity, _shape_of(into))
+        name = (work, draw.passes, capacity, share is None, _shape_of(into))
         if name not in self._programs:
             self._programs[name] = self._compile(work, into, capacity)
         # where each of the sink's clients is: its device's block, and its place in there
@@ -281,21 +284,24 @@ class Engine:
         busy, per_device = int(draw.first[-1]), draw.first[:: self.num_lanes]
         device = np.repeat(np.arange(num_devices), np.diff(per_device))
         at[draw.client[:busy]] = device * capacity + draw.place[:busy]
-        kept = np.zeros((num_devices * capacity, work.state_size), np.float32)
-        dealt = np.isin(clients, draw.client[:busy])
-        if states is not None:
-            kept[at[clients]] = states
-        sealing = (np.asarray(into.keys), into.states) if isinstance(into, Total) else ()
-        shared, own, share, sealing, packed = self._put(
-            (shared, own, share, sealing, draw[:6])
-        )
-        arguments = (shared, own, share, self._x, self._y, sealing, packed)
-        values, nonfinite, steps, metrics, after = self._programs[name](
-            *arguments, self._split(kept)
-        )
         rows = at[clients]
+        sealing = ()
+        if isinstance(into, Total) and into.contribution is not None:
+            sealing = (np.asarray(into.keys), into.states)
+        shared, own, share, sealing, packed = self._put(
+            (shared, own, share, sealing, draw.packed())
+        )
+        values, nonfinite, steps, metrics, after = self._programs[name](
+            shared, own, share, self._x, self._y, sealing, packed,
+            self._split(states, rows, num_devices * capacity),
+        )
         if isinstance(into, Rows):
+            taking_part = np.zeros(num_clients, bool)
+            taking_part[draw.client[:busy]] = True
+            dealt = taking_part[clients]
             values = self._in_order(values, rows, dealt, into.room)
+        else:
+            values = self._local(values)
         new = self._fetch(after)[rows] if work.state_size else None
         return ClientValues(values, *self._local((nonfinite, steps, metrics)), new)
 
@@ -476,10 +482,10 @@ class Engine:
                 "Round the clipped gradient to integers, and keep its length.",
             )
 
-    def _share(self, share: np.ndarray | None) -> np.ndarray:
+    def _share(self, share: np.ndarray | None) -> np.ndarray | None:
         num_clients = len(self.dataset.clients)
         if share is None:
-            return np.ones(num_clients, np.float32)
+            return None
         share = np.asarray(share, np.float32)
         if share.shape != (num_clients,) or not np.all((share > 0) & (share <= 1)):
             raise _refuse(
@@ -498,7 +504,17 @@ class Engine:
     def _put(self, values: Any) -> Any:
         return jax.device_put(values, self._everywhere)
 
-    def _split(self, values: np.ndarray) -> jax.Array:
+    def _split(self, states: np.ndarray | None, rows: np.ndarray, room: int) -> jax.Array:
+        """Clients' states, each in its row of the device that it was dealt to."""
+        if states is None:
+            if room not in self._stateless:
+                self._stateless[room] = self._make_split(np.zeros((room, 0), np.float32))
+            return self._stateless[room]
+        kept = np.zeros((room, np.shape(states)[1]), np.float32)
+        kept[rows] = states
+        return self._make_split(kept)
+
+    def _make_split(self, values: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(values.shape, self._dealt, lambda part: values[part])
 
     def _local(self, values: Any) -> Any:
@@ -524,40 +540,50 @@ class Engine:
     # -- programs ----------------------------------------------------------------------------
 
     def _compile(self, work: ClientWork, into: Sink, capacity: int) -> Callable[..., Any]:
-        num_clients = len(self.dataset.clients)
+        num_clients, num_bins = len(self.dataset.clients), len(self.devices) * self.num_lanes
         batch_size = work.batch_size or self.batch_size
 
         def device(shared, own, share, x, y, sealing, draw, states):
-            rows, client, begin, count, place, first = draw
+            rows, client, begin, count, place, first = Draw.unpacked(draw, num_clients, num_bins)
             inputs = Inputs(shared, own, share, states, x, y, rows, client, begin, count, place)
-            result = _result_of(work, inputs, batch_size)
+            result = _result_of(work, inputs)
+            kind = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(result.value)))
 
             def start():
                 if isinstance(into, Rows):
-                    values = jnp.zeros((capacity, *result.value.shape), result.value.dtype)
+                    values = jnp.zeros((capacity, work.width), kind)
+                elif into.contribution is None:
+                    values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), result.value)
                 else:
                     payload = jax.eval_shape(
-                        lambda v: into.contribution(sealing[1], sealing[0][0], v)[0], result.value
-                    )
+                        lambda key: into.contribution(sealing[1], key, jnp.zeros(work.width, kind)),
+                        sealing[0][0],
+                    )[0]
                     values = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), payload)
-                metrics = {name: jnp.zeros(num_clients, m.dtype)
-                           for name, m in result.metrics.items()}
+                metrics = {
+                    name: jnp.zeros(num_clients, m.dtype) for name, m in result.metrics.items()
+                }
                 integers = jnp.zeros(num_clients, jnp.int32)
                 kept = jnp.zeros((capacity, work.state_size), jnp.float32)
                 return values, integers, integers, metrics, kept
 
             def put(accumulator, c, place, result, trips):
                 values, nonfinite, steps, metrics, kept = accumulator
-                bad = result.nonfinite
+                bad = jnp.int32(0) if result.nonfinite is None else result.nonfinite
+                look = result.nonfinite is None and jnp.issubdtype(kind, jnp.floating)
                 if isinstance(into, Rows):
-                    values = values.at[place].set(result.value)
+                    if look:
+                        bad = (~all_finite(result.value)).astype(jnp.int32)
+                    values = _set_row(values, place, result.value)
+                elif into.contribution is None:
+                    values = jax.tree.map(jnp.add, values, result.value)
                 else:
                     keys, states = sealing
-                    payload, finite = into.contribution(states, keys[c], result.value)
+                    payload, finite = into.contribution(states, keys[c], _flat(result.value))
                     values = into.add(states, values, payload)
                     bad = bad + (~finite & (bad == 0)).astype(jnp.int32)
                 if work.state_size:
-                    kept = kept.at[place].set(result.state)
+                    kept = _set_row(kept, place, result.state)
                 metrics = {name: metrics[name].at[c].set(m) for name, m in result.metrics.items()}
                 return values, nonfinite.at[c].set(bad), steps.at[c].set(trips), metrics, kept
 
@@ -571,7 +597,9 @@ class Engine:
             values, nonfinite, steps, metrics, kept = out
             # each client's numbers are set on one device and zero on the others: sums are exact
             nonfinite, steps, metrics = lax.psum((nonfinite, steps, metrics), AXIS)
-            if isinstance(into, Total):
+            if isinstance(into, Total) and into.contribution is None:
+                values = lax.psum(_flat(values), AXIS)
+            elif isinstance(into, Total):
                 values = _folded(values, into.add, sealing[1], len(self.devices))
             elif self._several:
                 values = lax.all_gather(values, AXIS, tiled=True)
@@ -596,17 +624,47 @@ class Engine:
         return jax.jit(counted)
 
 
-def _result_of(work: ClientWork, inputs: Inputs, batch_size: int):
+def _result_of(work: ClientWork, inputs: Inputs) -> ClientResult:
     """The shapes of one client's result."""
 
     def one():
-        own = jax.tree.map(lambda part: part[0], inputs.own)
-        state = inputs.states[0]
+        own, state = jax.tree.map(lambda part: part[0], inputs.own), inputs.states[0]
         carry = work.start(inputs.shared, own, state)
         done = Done(jnp.int32(0), tuple(jnp.int32(0) for _ in work.phases))
         return work.finish(inputs.shared, own, state, carry, done)
 
-    return jax.eval_shape(one)
+    result = jax.eval_shape(one)
+    for what, parts, size in (
+        ("values to send", result.value, work.width),
+        ("values to keep", result.state, work.state_size),
+    ):
+        found = sum(leaf.size for leaf in jax.tree.leaves(parts))
+        if found != size:
+            raise _refuse(
+                f"{size} {what} of work `{work.name}`",
+                f"{found}",
+                "Make its width and state_size agree with what `finish` returns.",
+            )
+    return result
+
+
+def _flat(value: Any) -> jax.Array:
+    """A value's parts as one vector."""
+    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(value)]
+    if len(leaves) == 1:
+        return leaves[0]
+    # Fused with what made the parts, XLA chooses among them element by element: three times slower.
+    return jnp.concatenate(lax.optimization_barrier(leaves))
+
+
+def _set_row(rows: jax.Array, place: jax.Array, value: Any) -> jax.Array:
+    """Writes a value's parts, one after the other, into a row."""
+    first = 0
+    for leaf in jax.tree.leaves(value):
+        part = leaf.reshape(1, -1).astype(rows.dtype)
+        rows = lax.dynamic_update_slice(rows, part, (place, jnp.int32(first)))
+        first += leaf.size
+    return rows
 
 
 def _folded(total: Any, add: Any, states: Any, num_devices: int) -> Any:

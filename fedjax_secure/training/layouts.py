@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_secure.training.contracts import Batch, ClientResult, ClientWork, Done
+from fedjax_secure.training.contracts import Batch, ClientWork, Done
 
 
 class Program(NamedTuple):
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
 
     shared: Any
     own: Any
-    share: jax.Array
+    share: jax.Array | None
     states: jax.Array
     x: jax.Array
     y: jax.Array
@@ -63,7 +63,7 @@ def ragged(program: Program, inputs: Inputs, first: jax.Array, last: jax.Array) 
         own, state = _of_client(inputs, c, place)
         carry, steps = work.start(inputs.shared, own, state), []
         for phase, trips in zip(
-            work.phases, _trips(work, count, inputs.share[c], batch_size), strict=True
+            work.phases, _trips(work, count, inputs.share, c, batch_size), strict=True
         ):
 
             def step(t, carry, phase=phase):
@@ -74,7 +74,7 @@ def ragged(program: Program, inputs: Inputs, first: jax.Array, last: jax.Array) 
             steps.append(trips)
         done = Done(count, tuple(steps))
         result = work.finish(inputs.shared, own, state, carry, done)
-        return program.put(accumulator, c, place, _checked(result), sum(steps, jnp.int32(0)))
+        return program.put(accumulator, c, place, result, sum(steps, jnp.int32(0)))
 
     return lax.fori_loop(first, last, one, program.start())
 
@@ -93,7 +93,7 @@ def lanes(program: Program, inputs: Inputs, first: jax.Array, num_lanes: int) ->
         j = jnp.minimum(j, inputs.client.shape[0] - 1)  # beyond the last: computed, never used
         c, place = inputs.client[j], inputs.place[j]
         own, state = _of_client(inputs, c, place)
-        trips = _trips(work, inputs.count[j], inputs.share[c], batch_size)
+        trips = _trips(work, inputs.count[j], inputs.share, c, batch_size)
         return j, c, place, own, state, trips
 
     def begin(j):
@@ -119,7 +119,7 @@ def lanes(program: Program, inputs: Inputs, first: jax.Array, num_lanes: int) ->
         j, c, place, own, state, trips = of(lane.j[number])
         done = Done(inputs.count[j], tuple(trips))
         result = work.finish(inputs.shared, own, state, carry, done)
-        return program.put(accumulator, c, place, _checked(result), sum(trips, jnp.int32(0)))
+        return program.put(accumulator, c, place, result, sum(trips, jnp.int32(0)))
 
     def busy(loop):
         lane, _ = loop
@@ -164,14 +164,16 @@ def _of_client(inputs: Inputs, c: jax.Array, place: jax.Array) -> tuple[Any, jax
     return jax.tree.map(lambda part: part[c], inputs.own), inputs.states[place]
 
 
-def _trips(work: ClientWork, count: jax.Array, share: jax.Array, batch_size: int):
+def _trips(work: ClientWork, count, share, c, batch_size: int) -> list[jax.Array]:
     """How many steps each phase takes."""
     per_pass = (count + jnp.int32(batch_size - 1)) // jnp.int32(batch_size)
     trips = []
     for phase in work.phases:
         whole = jnp.int32(phase.passes) * per_pass
-        part = jnp.ceil(whole.astype(jnp.float32) * share).astype(jnp.int32)
-        trips.append(jnp.where(share < 1, part, whole) if phase.partial else whole)
+        if share is not None and phase.partial:
+            part = jnp.ceil(whole.astype(jnp.float32) * share[c]).astype(jnp.int32)
+            whole = jnp.where(share[c] < 1, part, whole)
+        trips.append(whole)
     return trips
 
 
@@ -192,17 +194,6 @@ def _batch(inputs: Inputs, start, count, t, passes: int, batch_size: int) -> Bat
     valid = place < count
     chosen = jnp.where(valid, chosen, chosen[0])
     return Batch(inputs.x[chosen], inputs.y[chosen], valid, first, t)
-
-
-def _checked(result: ClientResult) -> ClientResult:
-    """Fills in how many parts of a result are not finite."""
-    if result.nonfinite is not None or not jnp.issubdtype(result.value.dtype, jnp.floating):
-        nonfinite = jnp.int32(0) if result.nonfinite is None else result.nonfinite
-        return result._replace(nonfinite=nonfinite)
-    bad = ~jnp.all(jnp.isfinite(result.value))
-    if result.state is not None:
-        bad = bad | ~jnp.all(jnp.isfinite(result.state))
-    return result._replace(nonfinite=bad.astype(jnp.int32))
 
 
 def _choose(condition: jax.Array, chosen: Any, other: Any) -> Any:

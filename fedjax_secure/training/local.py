@@ -87,7 +87,7 @@ def local_sgd(
     def finish(shared, own, state, carry, done):
         params, _, total = carry
         return ClientResult(
-            change(model, shared["params"], params) * own["weight"],
+            difference(shared["params"], params, own["weight"]),
             metrics={"loss": mean_over_steps(total, done.steps[0])},
         )
 
@@ -101,7 +101,12 @@ def descend(params: Params, gradient: Params, rate: Any) -> Params:
 
 def change(model: TrainableModel, before: Params, after: Params) -> jax.Array:
     """``[dim]``: the parameters after less those before."""
-    return model.ravel(jax.tree.map(jnp.subtract, after, before))
+    return model.ravel(difference(before, after))
+
+
+def difference(before: Params, after: Params, weight: Any = 1.0) -> Params:
+    """The parameters after less those before, times a weight: a pytree, as `ClientResult` takes."""
+    return jax.tree.map(lambda a, b: (a - b) * weight, after, before)
 
 
 def mean_over_steps(total: jax.Array, steps: jax.Array) -> jax.Array:
