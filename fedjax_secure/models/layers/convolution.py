@@ -11,10 +11,10 @@ from jax import lax
 
 from fedjax_secure.core.errors import SpecError
 from fedjax_secure.models.layers import direct, winograd
-from fedjax_secure.models.layers.blocks import chosen
+from fedjax_secure.models.layers.blocks import aligned, chosen
 from fedjax_secure.models.layers.pooling import max_pool
 
-_LEAST_CHANNELS = 8  # below this, transforms cost more than the products they save
+_LEAST_CHANNELS = 32  # with fewer, transforms cost as much as the products that they save
 
 
 def conv(
@@ -63,6 +63,7 @@ def conv(
         axes = "HW"[: len(strides)]
         numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
         return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=numbers)
+    x, kernel = aligned(x, kernel)
     if len(strides) == 1:  # an image of one row
         return _conv2d(x[:, None], kernel[None], (1, *strides), [(0, 0), *edges])[:, 0]
     return _conv2d(x, kernel, strides, edges)
@@ -109,7 +110,7 @@ def conv_relu_pool(
     if chosen(implementation) == "products" and _minimal(x, kernel, strides, edges):
         padded = _padded(x, edges)
         if padded.shape[1] % 2 == 0 and padded.shape[2] % 2 == 0:
-            return winograd.convolve_relu_pool(padded, kernel, bias)
+            return winograd.convolve_relu_pool(*aligned(padded, kernel, bias))
     y = conv(x, kernel, padding=padding, implementation=implementation)
     y = nn.relu(y + bias.reshape((1,) * (y.ndim - 1) + (-1,)))
     return max_pool(y, 2, implementation=implementation)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.models.layers.blocks import zeros_as
+from fedjax_secure.models.layers.blocks import aligned, zeros_as
 
 
 def _bias_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -61,7 +61,8 @@ class Lstm(nn.Module):
         bias = self.param("bias", _bias_init, (width,))
         times = x.swapaxes(0, 1)
         inputs = times.reshape(-1, x.shape[-1]) @ kernel + bias[None]
-        outputs, _ = _recur(inputs.reshape(*times.shape[:2], width), recurrent)
+        inputs = inputs.reshape(*times.shape[:2], width)
+        outputs, _ = _recur(*aligned(inputs, recurrent))
         return outputs.swapaxes(0, 1)
 
 
