@@ -69,9 +69,11 @@ def draw(data: FederatedDataset) -> Figure:
     few = data.num_clients <= _COLUMNS
     figure = Figure(figsize=(10.5, 7.2), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.35))
+    unit = "" if data.unit == "record" else f" ({data.unit})"
+    client_unit = "" if data.client_unit == "client" else f" ({data.client_unit})"
     figure.suptitle(
-        f"{data.name}: {counts.sum():,} records ({data.unit}) at {data.num_clients:,} clients "
-        f"({data.client_unit}), {len(data.classes)} classes",
+        f"{data.name}: {counts.sum():,} records{unit} at {data.num_clients:,} clients"
+        f"{client_unit}, {len(data.classes)} classes",
         color=_INK, fontsize=13, x=0.01, ha="left", parse_math=False,
     )  # fmt: skip
     order = np.arange(data.num_clients)
@@ -136,7 +138,9 @@ def _stack(axes, data: FederatedDataset, shares: np.ndarray) -> None:
         axes.bar(at, shares[:, k], bottom=bottom, color=_PALETTE[k], label=_plain(name))
         bottom = bottom + shares[:, k]
     axes.set_ylim(0, 1)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False, reverse=True
+    )  # as they are stacked
     _name_clients(axes, data)
 
 

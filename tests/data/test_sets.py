@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import lzma
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -195,6 +196,21 @@ class TestShakespeare:
     def test_bad_arguments_are_refused(self, arguments):
         with pytest.raises(DataError):
             fs.data.shakespeare(**arguments)
+
+
+@pytest.mark.parametrize("name", [pytest.param("heart_disease"), *SETS])
+def test_the_guides_table_is_true(name):
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (row,) = [line for line in guide.splitlines() if line.startswith(f"| `{name}` |")]
+    _, records, clients, record, classes, licence, _ = [c.strip() for c in row.split("|")[1:-1]]
+    data = fs.data.load(name)
+    assert f"{len(data.y) + len(data.test_y):,}" == records
+    assert len(data.classes) == int(classes)
+    for part in licence.split(", "):
+        assert part in data.card() or part == "made up"
+    numbers = [int(n) for n in re.findall(r"\d+", record)]
+    assert np.prod(numbers) == data.num_features
+    assert int(re.match(r"[\d,]*\d", clients)[0].replace(",", "")) == data.num_clients
 
 
 def test_what_is_vendored_is_small():
