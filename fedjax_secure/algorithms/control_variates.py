@@ -13,7 +13,7 @@ from ..training import (
     ClientResult,
     ClientWork,
     Phase,
-    change,
+    difference,
     mean_loss,
     mean_over_steps,
     sum_loss,
@@ -94,16 +94,17 @@ def scaffold(
             return params, correction, sums, total + loss
 
         def finish(shared, own, state, carry, done):
-            params, _, sums, total = carry
-            moved = change(model, shared["params"], params)
-            steps = done.steps[-1]
+            params, correction, sums, total = carry
+            kept, steps = model.unravel(state), done.steps[-1]
             if option == 1:
-                renewed = model.ravel(sums) / jnp.maximum(done.count, 1).astype(jnp.float32)
+                count = jnp.maximum(done.count, 1).astype(jnp.float32)
+                renewed = jax.tree.map(lambda part: part / count, sums)
             else:
                 taken = learning_rate * jnp.maximum(steps, 1).astype(jnp.float32)
-                renewed = state - shared["control"] - moved / taken
-            renewed = jnp.where(steps > 0, renewed, state)
-            value = jnp.concatenate([moved * own["weight"], renewed - state])
+                renewed = jax.tree.map(
+                    lambda x, p, c: (x - p) / taken - c, shared["params"], params, correction)
+            renewed = jax.tree.map(lambda new, old: jnp.where(steps > 0, new, old), renewed, kept)
+            value = difference(shared["params"], params, own["weight"]), difference(kept, renewed)
             return ClientResult(value, renewed, {"loss": mean_over_steps(total, steps)})
 
         phases = (Phase(step, local_epochs),)
@@ -192,9 +193,10 @@ def fed_dyn(
             return params, kept, total + loss
 
         def finish(shared, own, state, carry, done):
-            params, _, total = carry
-            moved = change(model, shared["params"], params)
-            return ClientResult(moved * own["weight"], state - alpha * moved,
+            params, kept, total = carry
+            renewed = jax.tree.map(
+                lambda k, p, x: k - alpha * (p - x), kept, params, shared["params"])
+            return ClientResult(difference(shared["params"], params, own["weight"]), renewed,
                                 {"loss": mean_over_steps(total, done.steps[0])})
 
         return ClientWork(

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from ..core import Cohort
-from ..training import ClientResult, ClientWork, Phase, change, mean_loss, mean_over_steps
+from ..training import ClientResult, ClientWork, Phase, difference, mean_loss, mean_over_steps
 from .algorithm import Algorithm, check_number, example_weights, only_params, server_optimizer
 from .fed_avg import check_local
 
@@ -73,7 +73,7 @@ def fed_prox(
         def finish(shared, own, state, carry, done):
             params, total = carry
             return ClientResult(
-                change(model, shared["params"], params) * own["weight"],
+                difference(shared["params"], params, own["weight"]),
                 metrics={"loss": mean_over_steps(total, done.steps[0])})
 
         return ClientWork("fed_prox", model.dim, start, (Phase(step, local_epochs),), finish)

@@ -14,7 +14,7 @@ from ..training import (
     ClientResult,
     ClientWork,
     Phase,
-    change,
+    difference,
     mean_loss,
     mean_over_steps,
     sum_loss,
@@ -89,9 +89,9 @@ def mime_lite(
 
         def finish(shared, own, state, carry, done):
             params, sums, total = carry
-            gradient = model.ravel(sums) / jnp.maximum(done.count, 1).astype(jnp.float32)
-            value = jnp.concatenate([change(model, shared["params"], params), gradient])
-            return ClientResult(value * own["weight"],
+            share = own["weight"] / jnp.maximum(done.count, 1).astype(jnp.float32)
+            gradient = jax.tree.map(lambda part: part * share, sums)
+            return ClientResult((difference(shared["params"], params, own["weight"]), gradient),
                                 metrics={"loss": mean_over_steps(total, done.steps[1])})
 
         phases = (Phase(look, partial=False), Phase(step, local_epochs))

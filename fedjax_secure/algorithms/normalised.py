@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Cohort
-from ..training import ClientResult, ClientWork, Phase, change, mean_loss, mean_over_steps
+from ..training import ClientResult, ClientWork, Phase, difference, mean_loss, mean_over_steps
 from .algorithm import Algorithm, Model, Params, check_number, example_weights, only_params
 from .fed_avg import check_local
 
@@ -86,10 +86,10 @@ def fed_nova(
             # the normaliser is the sum of these.
             lag = momentum * (1 - momentum**steps) / (1 - momentum)
             normaliser = (steps - lag) / (1 - momentum) / typical_steps
-            sent = change(model, shared["params"], params)
-            sent = jnp.where(steps > 0, sent / jnp.maximum(normaliser, 1e-30), 0)
-            value = jnp.concatenate([sent, normaliser[None]]) * own["weight"]
-            return ClientResult(value, metrics={"loss": mean_over_steps(total, done.steps[0])})
+            per_step = jnp.where(steps > 0, own["weight"] / jnp.maximum(normaliser, 1e-30), 0)
+            return ClientResult(
+                (difference(shared["params"], params, per_step), normaliser * own["weight"]),
+                metrics={"loss": mean_over_steps(total, done.steps[0])})
 
         return ClientWork(
             "fed_nova", model.dim + 1, start, (Phase(step, local_epochs),), finish)

@@ -12,8 +12,8 @@ from ...training import (
     ClientResult,
     ClientWork,
     Phase,
-    change,
     descend,
+    difference,
     mean_loss,
     mean_over_steps,
 )
@@ -109,9 +109,8 @@ def apfl(
             params, own_params, a, total, mixed_total = carry
             metrics = {"loss": mean_over_steps(total, done.steps[0]),
                        "personal_loss": mean_over_steps(mixed_total, done.steps[0])}
-            value = change(model, shared["params"], params) * own["weight"]
-            return ClientResult(
-                value, jnp.concatenate([model.ravel(own_params), a[None]]), metrics)
+            value = difference(shared["params"], params, own["weight"])
+            return ClientResult(value, (own_params, a), metrics)
 
         phases = (Phase(step, local_epochs),)
         return ClientWork("apfl", model.dim, start, phases, finish, model.dim + 1)

@@ -12,8 +12,8 @@ from ...training import (
     ClientResult,
     ClientWork,
     Phase,
-    change,
     descend,
+    difference,
     mean_loss,
     mean_over_steps,
 )
@@ -107,8 +107,8 @@ def ditto(
             params, personal, total, personal_total = carry
             metrics = {"loss": mean_over_steps(total, done.steps[0]),
                        "personal_loss": mean_over_steps(personal_total, done.steps[1])}
-            value = change(model, shared["params"], params) * own["weight"]
-            return ClientResult(value, model.ravel(personal), metrics)
+            value = difference(shared["params"], params, own["weight"])
+            return ClientResult(value, personal, metrics)
 
         phases = (Phase(step, local_epochs), Phase(personal_step, personal_passes))
         return ClientWork("ditto", model.dim, start, phases, finish, model.dim)
