@@ -1,5 +1,6 @@
 """Who takes part in a round."""
 
+from .arrivals import arrivals
 from .availability import available, day_night
 from .clients import importance_clients, poisson_clients, uniform_clients
 from .deadlines import fed_cs
@@ -9,7 +10,8 @@ from .selection import Candidates, Observed, Selection
 from .timing import Devices, devices, timed
 
 __all__ = [
-    "Candidates", "Devices", "Observed", "Selection", "all_records", "available", "day_night",
+    "Candidates", "Devices", "Observed", "Selection", "all_records", "arrivals", "available",
+    "day_night",
     "devices", "fed_cs", "importance_clients", "oort", "poisson_clients", "poisson_records",
     "power_of_choice", "timed", "uniform_clients",
 ]
