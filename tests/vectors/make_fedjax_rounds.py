@@ -6,8 +6,9 @@ FedJAX is no dependency of this package and runs in an environment of its own:
     uv pip install --python fedjax-env/bin/python fedjax==0.0.17
     fedjax-env/bin/python tests/vectors/make_fedjax_rounds.py
 
-Softmax regression on six clients of unequal sizes, some of them in each round; the last batch of a
-client may be smaller than the others; records are used in their order.
+Softmax regression on six clients of unequal sizes, four of them in each round; records are used
+in their order. Sizes are multiples of the batch size: FedJAX fills a smaller last batch up with
+further records of the client.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import numpy as np
 jax.tree_map = jax.tree_util.tree_map  # JAX took the name away in 0.6, FedJAX 0.0.17 needs it
 import fedjax  # noqa: E402
 
-SIZES = (7, 12, 3, 9, 5, 16)
-COHORTS = ((0, 1, 2, 3, 4, 5), (1, 3, 4), (0, 5), (2, 3, 5, 1))
+SIZES = (8, 12, 4, 20, 8, 16)
+COHORTS = ((0, 1, 2, 3), (1, 3, 4, 5), (0, 2, 4, 5), (2, 3, 5, 1))
 FEATURES, CLASSES, BATCH_SIZE, LEARNING_RATE = 4, 3, 4, 0.2
 
 
