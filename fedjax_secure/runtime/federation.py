@@ -210,9 +210,9 @@ class Federation:
                 found=f"one of {'other data' if found[1] == unit else repr(found[1])}",
                 fix="Open it with Budget.open(data.population_fingerprint, "
                     f"{unit!r}, epsilon=..., dp_delta=...).")
-        return Spend(noise_multiplier=mechanism.noise_multiplier, sampling_rate=sampling.rate,
-                     unit=unit, adjacency="add_remove", log_ratio=mechanism.log_ratio,
-                     total_variation=mechanism.total_variation)
+        return Spend(noise_multiplier=mechanism.noise_multiplier,
+                     sampling_rate=self.spec.sampling_rate, unit=unit, adjacency="add_remove",
+                     log_ratio=mechanism.log_ratio, total_variation=mechanism.total_variation)
 
     def _manifest(self, states: dict) -> dict[str, Any]:
         return {
