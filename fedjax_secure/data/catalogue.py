@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
@@ -40,6 +41,8 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> FederatedDataset:
     """The dataset of that name, with the arguments that its function has by default.
 
+    Of this package's sets the last two are remembered: a form asks again at every change.
+
     Raises:
         DataError: no dataset of that name is known in this process, or the function that was
             registered for it raised an error or returned something else.
@@ -53,7 +56,8 @@ def load(name: str) -> FederatedDataset:
         raise DataError("load", need="one of " + ", ".join(_MAKERS), found=repr(name),
                         fix="Make your own known first: fs.data.register(name, dataset).")
     try:
-        dataset = _MAKERS[name]()
+        make = _MAKERS[name]
+        dataset = _remembered(make) if name in _PACKAGE else make()
     except DataError:
         raise
     except Exception as error:
@@ -118,6 +122,11 @@ def register(name: str, dataset: FederatedDataset | Callable[[], FederatedDatase
                         fix="Make one with fs.data.from_dataframe(...).")
     _MAKERS[name] = make
     (_PUBLIC.add if public else _PUBLIC.discard)(name)
+
+
+@lru_cache(maxsize=2)
+def _remembered(make: Callable[[], FederatedDataset]) -> FederatedDataset:
+    return make()
 
 
 _PACKAGE = frozenset(_MAKERS)

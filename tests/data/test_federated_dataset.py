@@ -338,3 +338,25 @@ def test_ten_thousand_clients_and_a_million_records_are_no_burden():
     assert np.allclose(table.filter(like="share of").sum(axis=1), 1)
     assert len(data.plot().axes) == 4
     assert len(data.subset(np.arange(0, 10_000, 2)).y) == 500_000
+
+
+def test_the_picture_shows_what_the_table_says():
+    data = make(client_unit="village")
+    sizes, skew, labels = data.plot().axes
+    assert [bar.get_height() for bar in sizes.patches] == [3, 1, 1, 1]  # training, then held out
+    assert [bar.get_height() for bar in skew.patches] == [0.25, 0.5]
+    assert [bar.get_height() for bar in labels.patches] == [0.25, 1.0, 0.75, 0.0]
+    assert [text.get_text() for text in labels.get_legend().get_texts()] == ["yes", "no"]
+    assert data.plot().get_suptitle() == "two: 6 records at 2 clients (village), 2 classes"
+
+
+def test_the_picture_of_many_classes_is_a_map():
+    counts = np.random.default_rng(0).integers(1, 9, size=(30, 12))
+    y = np.concatenate([np.repeat(np.arange(12), row) for row in counts])
+    data = make(clients=tuple(map(str, range(30))), x=np.zeros((len(y), 2)), y=y,
+                offsets=np.concatenate([[0], np.cumsum(counts.sum(axis=1))]),
+                test_x=np.zeros((0, 2)), test_y=[], test_offsets=[0] * 31, classes=tuple("abcdefghijkl"))
+    (image,) = data.plot().axes[2].images
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    assert np.allclose(image.get_array(), shares.T)
+    assert np.array_equal(data.label_counts, counts)

