@@ -355,7 +355,8 @@ def test_the_picture_of_many_classes_is_a_map():
     y = np.concatenate([np.repeat(np.arange(12), row) for row in counts])
     data = make(clients=tuple(map(str, range(30))), x=np.zeros((len(y), 2)), y=y,
                 offsets=np.concatenate([[0], np.cumsum(counts.sum(axis=1))]),
-                test_x=np.zeros((0, 2)), test_y=[], test_offsets=[0] * 31, classes=tuple("abcdefghijkl"))
+                test_x=np.zeros((0, 2)), test_y=[], test_offsets=[0] * 31,
+                classes=tuple("abcdefghijkl"))
     (image,) = data.plot().axes[2].images
     shares = counts / counts.sum(axis=1, keepdims=True)
     assert np.allclose(image.get_array(), shares.T)
