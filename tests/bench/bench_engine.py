@@ -62,6 +62,7 @@ class System:
         reference: the method of the plain loop that says what its compared round comes to; empty
             for a floor, which is no federated learning.
         python: its interpreter: ``(environment, module to import)``; empty for ours.
+        apart: measured after the others have ended, since it uses the processor while it waits.
     """
 
     name: str
@@ -71,6 +72,7 @@ class System:
     environment: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     reference: str = "in_order"
     python: tuple[str, str] = ("", "")
+    apart: bool = False
 
 
 #: Our package asks JAX for one device a core by itself.
@@ -87,7 +89,7 @@ SYSTEMS = (
     System(FEDJAX_OLD, "peer_fedjax.py", "fed_avg", python=("fedjax-0.4", "jax")),
     System(PFL, "peer_pfl.py", "fed_avg", {}, _TORCH, python=("pfl", "pfl")),
     System(PFL_TWO, "peer_pfl.py", "fed_avg", {"processes": 2}, _TORCH, python=("pfl", "pfl")),
-    System(FLOWER, "peer_flower.py", "fed_avg", {}, _TORCH, python=("flower", "flwr")),
+    System(FLOWER, "peer_flower.py", "fed_avg", {}, _TORCH, python=("flower", "flwr"), apart=True),
 )
 
 
@@ -109,7 +111,8 @@ class Run:
         self.rows: list[Row] = []
         self.facts: dict[System, dict[str, Any]] = {}
         self.workers: dict[System, Worker] = {}
-        self.missing: dict[System, str] = {}
+        self.references: dict[tuple[str, str], np.ndarray] = {}
+        self.accuracy: dict[str, float] = {}
         self.cores = set(sorted(os.sched_getaffinity(0))[:2])
 
     def case(self, model: str) -> str:
@@ -122,49 +125,82 @@ class Run:
             "cores"
         )
 
-    def start(self, systems: Sequence[System], stack: contextlib.ExitStack) -> None:
-        """Start a worker for each system; a row says why one cannot be measured."""
-        for system in systems:
-            python, why = self._interpreter(system)
-            if python is not None:
+    def measure(self, systems: Sequence[System], models: Sequence[str]) -> None:
+        """Start these systems' workers, measure every model, end them."""
+        with contextlib.ExitStack() as stack:
+            here = []
+            for system in systems:
                 self.log(f"  {system.name}: start")
-                worker = Worker(python, BENCH / system.script, self.cores, system.environment)
-                stack.enter_context(worker)
-                self._try(system, self._open, system, worker)
-            else:
-                self.missing[system] = why
+                try:
+                    self._start(system, stack)
+                    here.append(system)
+                except WorkerError as error:
+                    self._give_up(system, models, str(error))
+            for model in models:
+                here = self._measure(model, here, models[models.index(model) :])
+            self.workers.clear()
 
-    def measure(self, model: str) -> None:
-        """Compare, warm up, take turns, compare."""
-        case = self.case(model)
-        for system, why in self.missing.items():
-            self.rows.append(Row.missing(case, system.name, why))
-        here = [system for system in SYSTEMS if system in self.workers]
-        here = [s for s in here if self._try(s, self._call, s, "start", case, model=model)]
-        plain = next((system for system in here if system.name == PLAIN), None)
-        if plain is None:
-            raise WrongRound(f"{case}: the plain loop, which has the reference, did not start")
-        for system in here:
-            if system.reference:
-                self._compare(case, model, system, plain)
-        self.log(f"  {model}: compile")
-        for system in list(here):
-            if not self._try(system, self._call, system, "rounds", case, first=0, count=1):
-                here.remove(system)
+    def _start(self, system: System, stack: contextlib.ExitStack) -> None:
+        environment, module = system.python
+        python, why = Path(sys.executable), ""
+        if environment:
+            python, why = peer_env.ready(environment, module, python="3.11", locked=True)
+        if python is None:
+            raise WorkerError(why)
+        worker = Worker(python, BENCH / system.script, self.cores, system.environment)
+        self.workers[system] = stack.enter_context(worker)
+        self.facts[system] = worker.open(
+            system.name, system.factory, work=self.work, **system.arguments
+        )
+
+    def _give_up(self, system: System, models: Sequence[str], why: str) -> None:
+        """A row a model that says why; ours and the floors must not fail."""
+        self.log(f"  {system.name}: {why}")
+        if not system.python[0]:
+            raise WorkerError(why)
+        lines = why.splitlines()
+        self.rows += [
+            Row.missing(self.case(model), system.name, lines[0] if lines else "no message")
+            for model in models
+        ]
+
+    def _measure(
+        self, model: str, systems: Sequence[System], models: Sequence[str]
+    ) -> list[System]:
+        """Compare, warm up, take turns, compare; returns the systems that still work."""
+        samples: dict[System, list[Any]] = {system: [] for system in systems}
         repeats, rounds = self.plan[model]
-        samples: dict[System, list[Any]] = {}
-        for repetition in range(repeats):
-            self.log(f"  {model}: {repetition + 1} of {repeats}")
-            for system in here:
-                first = 1 + repetition * rounds
-                timing = self.workers[system].run(system.name, "rounds", first=first, count=rounds)
-                samples.setdefault(system, []).append(timing)
-        for system in here:
+
+        def prepare(system: System) -> None:
+            self._call(system, "start", model=model)
+            if system.reference:
+                self._compare(model, system)
+            self._call(system, "rounds", first=0, count=1)
+
+        def repeat(system: System) -> None:
+            first = 1 + len(samples[system]) * rounds
+            timing = self.workers[system].run(system.name, "rounds", first=first, count=rounds)
+            samples[system].append(timing)
+
+        def finish(system: System) -> None:
             cpu, wall = zip(*samples[system], strict=True)
             for unit, figures in (("ms CPU", cpu), ("ms wall", wall)):
                 figures = [sample / rounds for sample in figures]
-                self.rows.append(Row.of(case, system.name, "round", figures, unit))
-        self._accuracies(case, model, [system for system in here if system.reference])
+                self.rows.append(Row.of(self.case(model), system.name, "round", figures, unit))
+            if system.reference:
+                self._judge(model, system)
+
+        steps: list[tuple[str, Callable[[System], None]]] = [("prepare", prepare)]
+        steps += [(f"{number + 1} of {repeats}", repeat) for number in range(repeats)]
+        for name, step in [*steps, ("accuracy", finish)]:
+            self.log(f"  {model}: {name}")
+            for system in list(samples):
+                try:
+                    step(system)
+                except WorkerError as error:
+                    self._give_up(system, models, str(error))
+                    del samples[system]
+        return list(samples)
 
     def scaling(self, repeats: int) -> None:
         """CPU time a step and memory of our rounds, from few clients to all."""
@@ -191,73 +227,57 @@ class Run:
                     Row.of(case, name, "memory of a round", [grown], "MiB"),
                 ]
 
-    def _interpreter(self, system: System) -> tuple[Path | None, str]:
-        environment, module = system.python
-        if not environment:
-            return Path(sys.executable), ""
-        return peer_env.ready(environment, module, python="3.11", locked=True)
+    def _call(self, system: System, method: str, **arguments: Any) -> Any:
+        return self.workers[system].call(system.name, method, **arguments)
 
-    def _open(self, system: System, worker: Worker) -> None:
-        self.facts[system] = worker.open(
-            system.name, system.factory, work=self.work, **system.arguments
-        )
-        self.workers[system] = worker
+    def _array(self, system: System, method: str) -> np.ndarray:
+        path = self.folder / "array.npy"
+        return self.workers[system].array(system.name, method, path)
 
-    def _call(self, system: System, method: str, case: str, **arguments: Any) -> None:
-        try:
-            self.workers[system].call(system.name, method, **arguments)
-        except WorkerError as error:
-            self.rows.append(Row.missing(case, system.name, str(error).splitlines()[0]))
-            raise
-
-    def _try(self, system: System, do: Callable, *arguments: Any, **named: Any) -> bool:
-        """Whether it worked; a peer that fails is reported, ours ends the run."""
-        try:
-            do(*arguments, **named)
-        except WorkerError as error:
-            if not system.python[0]:
-                raise
-            self.log(f"  {system.name}: {error}")
-            self.missing.setdefault(system, str(error).splitlines()[0])
-            return False
-        return True
-
-    def _compare(self, case: str, model: str, system: System, plain: System) -> None:
+    def _compare(self, model: str, system: System) -> None:
         """One round's parameters against the reference's, and back to the first ones."""
-        worker, path = self.workers[system], self.folder / "params.npy"
-        wanted = self.workers[plain].array(plain.name, system.reference, path)
-        worker.call(system.name, "check")
-        found = worker.array(system.name, "params", path)
-        error = float(np.abs(found - wanted).max())
+        wanted = self._reference(model, system.reference)
+        self._call(system, "check")
+        error = float(np.abs(self._array(system, "params") - wanted).max())
         moved = float(np.abs(wanted - engine_work.flat(engine_work.first_params(model))).max())
         self.log(f"  {model}, {system.name}: {error:.2g} from the reference, moved {moved:.2g}")
         if not error <= PARAMETER_BOUND < moved / 100:
             raise WrongRound(
-                f"{system.name}, {case}: after one round a parameter is {error:.3g} away from the "
+                f"{system.name}, {model}: after one round a parameter is {error:.3g} away from the "
                 f"reference, which itself moved by {moved:.3g}; at most {PARAMETER_BOUND} is right"
             )
         self.rows.append(
-            Row.of(case, system.name, "difference after one round", [error], "largest parameter")
-        )
-        worker.call(system.name, "start", model=model)
-
-    def _accuracies(self, case: str, model: str, systems: Sequence[System]) -> None:
-        repeats, rounds = self.plan[model]
-        done, ours = 1 + repeats * rounds, None
-        for system in systems:
-            path = self.folder / "params.npy"
-            params = self.workers[system].array(system.name, "params", path)
-            share = engine_work.accuracy(model, params, self.work)
-            ours = share if ours is None else ours
-            self.log(f"  {model}, {system.name}: accuracy {share:.3f} after {done} rounds")
-            if not abs(share - ours) <= ACCURACY_BOUND:
-                raise WrongRound(
-                    f"{system.name}, {case}: accuracy {share:.3f} after {done} rounds, ours has "
-                    f"{ours:.3f}; they may differ by {ACCURACY_BOUND}"
-                )
-            self.rows.append(
-                Row.of(case, system.name, f"accuracy after {done} rounds", [share], "share")
+            Row.of(
+                self.case(model),
+                system.name,
+                "difference after one round",
+                [error],
+                "largest of a parameter",
             )
+        )
+        self._call(system, "start", model=model)
+
+    def _reference(self, model: str, method: str) -> np.ndarray:
+        if (model, method) not in self.references:
+            plain = next(system for system in self.workers if system.name == PLAIN)
+            self._call(plain, "start", model=model)
+            self.references[model, method] = self._array(plain, method)
+        return self.references[model, method]
+
+    def _judge(self, model: str, system: System) -> None:
+        """Accuracy after all rounds against ours, which comes first."""
+        repeats, rounds = self.plan[model]
+        done = 1 + repeats * rounds
+        share = engine_work.accuracy(model, self._array(system, "params"), self.work)
+        ours = self.accuracy.setdefault(model, share)
+        self.log(f"  {model}, {system.name}: accuracy {share:.3f} after {done} rounds")
+        if not abs(share - ours) <= ACCURACY_BOUND:
+            raise WrongRound(
+                f"{system.name}, {model}: accuracy {share:.3f} after {done} rounds, ours has "
+                f"{ours:.3f}; they may differ by {ACCURACY_BOUND}"
+            )
+        metric = f"accuracy after {done} rounds"
+        self.rows.append(Row.of(self.case(model), system.name, metric, [share], "share"))
 
 
 # -- figures of figures ----------------------------------------------------------------------------
@@ -371,20 +391,16 @@ def goals_of(rows: Sequence[Row]) -> list[Goal]:
     return goals
 
 
-def about(run: Run, note: str) -> list[str]:
+def about(note: str) -> list[str]:
     """How it was measured, and with which settings."""
-    made = [
-        f"- {system.name}: {found.get('with', '')} {found.get('devices', '')}".rstrip()
-        for system, found in run.facts.items()
-    ]
-    del made
     parts = [
         f"{engine_work.NUM_CLIENTS:,} clients of EMNIST's shape (28 x 28 x 1, 62 classes; "
         "synthetic; log-normal sizes, mean 100, median 58, largest 907; classes skewed by client), "
         f"{engine_work.COHORT} a round, batches of {engine_work.BATCH_SIZE}, one local epoch, SGD "
         f"{engine_work.LEARNING_RATE}, federated averaging weighted by examples. Every system "
         "reads the same file, begins with the same parameters and trains the same cohorts in the "
-        "same order. They take turns, a few rounds at a time; compiling and starting are left out. "
+        "same order. They take turns, a few rounds at a time (Flower, which is busy even while "
+        "it waits, runs after the others have ended); compiling and starting are left out. "
         "Figures are of a whole round, median (lowest to highest). CPU time is that of all threads "
         "of a system's process and of its children, read from the kernel's clock of each process; "
         "Ray's and pfl's workers are such children.",
@@ -400,10 +416,12 @@ def about(run: Run, note: str) -> list[str]:
         "newest JAX that it can be made to run on (one name put back) and on JAX 0.4.30, whichever "
         "is faster; its pmap backend on two CPU devices runs on the older one only, and took 2.2 "
         "(LR) and 1.5 times (MLP) the jit backend's CPU time; a last batch is filled up with "
-        "records drawn again, as FedJAX does. pfl 0.6.0: its "
+        "records drawn again, as FedJAX does; of XLA's convolution and a product over patches, the "
+        "faster. pfl 0.6.0: its "
         "`FederatedAveraging` and `SimulatedBackend` on tensors in memory, PyTorch with one thread "
-        "a process; two processes by its own `torch.distributed` route (gloo), users dealt by "
-        "numbers of batches as its guide says. Flower 1.42: its simulation with 1,000 nodes, two "
+        "a process, of two memory layouts the faster; two processes by its own "
+        "`torch.distributed` route (gloo), users dealt by numbers of batches as its guide says. "
+        "Flower 1.42: its simulation with 1,000 nodes, two "
         "Ray workers of one core, its FedAvg strategy; clients train in PyTorch with network, "
         "optimiser and data kept in the worker between messages, without a data loader.",
         "The plain loop runs our model's SGD steps, as many as the round has, in one compiled loop "
@@ -446,12 +464,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     note = options.note
     if options.quick:
         note = " ".join(filter(None, [note, "A quick run, with few repetitions."]))
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    models = options.models or list(engine_work.MODELS)
+    with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), QUICK if options.quick else PLAN, log)
-        run.start(systems, stack)
-        for model in options.models or engine_work.MODELS:
-            run.measure(model)
-        stack.close()
+        for apart in (False, True):
+            together = [system for system in systems if system.apart == apart]
+            run.measure(together, models)
         if not options.without_scaling:
             log("scaling")
             run.scaling(3 if options.quick else 5)
@@ -460,12 +478,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if system.python[0]:
             versions[system.python[0]] = f"{found['version']} ({found['with']})"
     keep = {"folder": options.folder} if options.folder else {}
-    cases = {model: run.case(model) for model in options.models or engine_work.MODELS}
+    cases = {model: run.case(model) for model in models}
     path = write(
         "engine",
         title="Rounds of simulated federated learning",
-        about=about(run, note),
-        rows=run.rows,
+        about=about(note),
+        rows=sorted(run.rows, key=_order),
         ratios=ratios_of(run.rows),
         versions=versions,
         goals=goals_of(run.rows),
@@ -478,6 +496,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     log(f"wrote {path}")
     print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def _order(row: Row) -> tuple[int, int]:
+    """Models as they are listed, then systems; the rest stays as it was measured."""
+    cases = [place for place, title in enumerate(TITLES.values()) if row.case.startswith(title)]
+    names = [system.name for system in SYSTEMS]
+    return (
+        cases[0] if cases else len(TITLES),
+        names.index(row.system) if row.system in names else len(names),
+    )
 
 
 if __name__ == "__main__":

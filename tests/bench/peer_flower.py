@@ -143,18 +143,12 @@ class FedAvg:
 
     Args:
         work: the data file.
-        layout: of convolutions' memory.
         nodes: how many SuperNodes Flower simulates.
     """
 
-    def __init__(
-        self,
-        work: str,
-        layout: str = "contiguous",
-        nodes: int = engine_work.NUM_CLIENTS,
-    ):
+    def __init__(self, work: str, nodes: int = engine_work.NUM_CLIENTS):
         self.nodes = nodes
-        self.settings = {"work": work, "layout": layout}
+        self.settings = {"work": work}
         with np.load(work) as data:
             self.cohorts = data["cohorts"]
         self.wanted: queue.Queue[tuple[str, np.ndarray] | None] = queue.Queue()
@@ -169,7 +163,7 @@ class FedAvg:
 
     def start(self, model: str) -> None:
         """A model's first parameters."""
-        self.settings["model"] = model
+        self.settings |= {"model": model, "layout": peer_pfl.faster_layout(model)}
         self.arrays = peer_pfl.to_torch(engine_work.first_params(model))
 
     def check(self) -> None:
