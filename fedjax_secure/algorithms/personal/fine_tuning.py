@@ -50,8 +50,7 @@ def fine_tune(
 
     Returns:
         A function ``client numbers -> [numbers, dim] float32``, as `fs.training.evaluate` takes
-        it. The same client gets the same model in any company. A client without training examples
-        gets the global model.
+        it. The same client gets the same model in any company.
 
     Raises:
         SpecError: not exactly one of learning_rate and optimizer, or a setting that makes no
