@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +56,9 @@ def load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def test_the_encryption_benchmark_is_published():
-    assert FOLDER / "he.json" in PUBLISHED
+@pytest.mark.parametrize("name", ["he"])
+def test_a_benchmark_is_published(name):
+    assert FOLDER / f"{name}.json" in PUBLISHED
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -238,3 +243,151 @@ def test_a_peer_that_is_missing_and_a_goal_not_reached_are_said_plainly(bench, t
     assert "| size | at most 8.1 | 7.50 | met |" in text
     assert "| other | at least 1 |  | not measured |" in text
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cpu_time_counts_children_and_theirs(bench):
+    worker = bench("worker")
+    spin = "while True: pass"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    child = subprocess.Popen([sys.executable, "-c", nested], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            seconds = worker.children_seconds()
+            grown = {process: spent for process, spent in seconds.items() if spent > 0.3}
+            if set(grown) - {child.pid}:
+                break
+            time.sleep(0.05)
+        assert child.pid in seconds
+        assert set(grown) - {child.pid}, "the grandchild's time did not grow"
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    assert child.pid not in worker.children_seconds()
+
+
+ENGINE_SCRIPT = """
+import engine_work
+import numpy as np
+from worker import serve
+
+class Softmax:
+    # Federated averaging of a softmax regression in numpy.
+    def __init__(self, work, rate=0.1, dies=False):
+        self.clients, self.cohorts = engine_work.read_clients(work)
+        self.rate, self.dies, self.facts = rate, dies, {"version": "1", "with": "numpy"}
+
+    def start(self, model):
+        self.now = engine_work.first_params(model)
+
+    def check(self):
+        self.now = self.round(engine_work.check_clients(self.clients), range(8))
+
+    def rounds(self, first, count):
+        if self.dies:
+            raise RuntimeError("out of memory")
+        for number in range(first, first + count):
+            self.now = self.round(self.clients, self.cohorts[number])
+
+    def params(self):
+        return engine_work.flat(self.now)
+
+    def in_order(self):
+        return engine_work.flat(self.round(engine_work.check_clients(self.clients), range(8)))
+
+    def round(self, clients, cohort):
+        out, whole = [0.0, 0.0], sum(clients.sizes[c] for c in cohort)
+        for client in cohort:
+            x, y = clients.of(client)
+            w, b = (part.astype(np.float64) for part in self.now)
+            for start in range(0, len(y), 20):
+                xs, ys = x[start:start + 20], y[start:start + 20]
+                scores = xs @ w + b
+                share = np.exp(scores - scores.max(axis=1, keepdims=True))
+                share /= share.sum(axis=1, keepdims=True)
+                share[np.arange(len(ys)), ys] -= 1
+                w = w - self.rate * xs.T @ share / len(ys)
+                b = b - self.rate * share.mean(axis=0)
+            out[0] += w * len(y) / whole
+            out[1] += b * len(y) / whole
+        return [part.astype(np.float32) for part in out]
+
+serve({"softmax": Softmax})
+"""
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch, bench):
+    """The driver of the engine benchmark on little work, and a system in numpy."""
+    bench_engine, work = bench("bench_engine"), bench("engine_work")
+    script = tmp_path / "softmax.py"
+    script.write_text(ENGINE_SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "bench"))
+    for name, value in (("NUM_CLIENTS", 60), ("COHORT", 4), ("NUM_ROUNDS", 5)):
+        monkeypatch.setattr(work, name, value)
+    monkeypatch.setattr(bench_engine, "BENCH", tmp_path)
+    monkeypatch.setattr(bench_engine.peer_env, "ready", lambda *_, **__: (sys.executable, ""))
+
+    def system(name, **changes):
+        return bench_engine.System(name, script.name, "softmax", **changes)
+
+    run = bench_engine.Run(tmp_path, {"lr": (2, 2)}, lambda text: None)
+    return bench_engine, run, system
+
+
+def test_engines_are_compared_timed_and_a_peer_that_dies_is_reported(engine):
+    bench_engine, run, system = engine
+    systems = [
+        system(bench_engine.OURS),
+        system(bench_engine.PLAIN, reference=""),
+        system(bench_engine.PFL, python=("pfl", "pfl")),
+        system(bench_engine.FEDJAX, arguments={"dies": True}, python=("fedjax", "jax")),
+    ]
+    run.measure(systems, ["lr"])
+    rounds = {row.system for row in run.rows if (row.metric, row.unit) == ("round", "ms CPU")}
+    assert rounds == {bench_engine.OURS, bench_engine.PLAIN, bench_engine.PFL}
+    (lost,) = [row for row in run.rows if row.metric == "not measured"]
+    assert lost.system == bench_engine.FEDJAX and "RuntimeError: out of memory" in lost.note
+    ratios = bench_engine.ratios_of(run.rows)
+    assert ratios["lr_vs_pfl"] > 0 and ratios["lr_vs_fedjax"] is None
+    shares = {row.median for row in run.rows if row.metric == "accuracy after 5 rounds"}
+    assert len(shares) == 1
+
+
+def test_an_engine_that_learns_something_else_ends_the_run(engine):
+    bench_engine, run, system = engine
+    systems = [
+        system(bench_engine.OURS),
+        system(bench_engine.PLAIN, reference=""),
+        system(bench_engine.PFL, arguments={"rate": 0.101}, python=("pfl", "pfl")),
+    ]
+    with pytest.raises(bench_engine.WrongRound, match="pfl, one process, lr: after one round"):
+        run.measure(systems, ["lr"])
+
+
+def test_torch_gets_the_same_networks(bench):
+    work, peer = bench("engine_work"), bench("peer_pfl")
+    for model in work.MODELS:
+        parts = work.first_params(model)
+        there = peer.to_torch(parts)
+        back = peer.from_torch(there)
+        assert [part.shape for part in back] == list(work.SHAPES[model])
+        for part, other in zip(parts, back, strict=True):
+            np.testing.assert_array_equal(part, other)
+    kernel = work.first_params("cnn")[4]  # pixels before channels; in torch, channels before them
+    pixel, channel, out = 17, 5, 3
+    there = peer.to_torch(work.first_params("cnn"))[4]
+    assert there[out, channel * 144 + pixel] == kernel[pixel * 64 + channel, out]
+
+
+def test_a_peer_whose_python_is_missing_is_told(bench, monkeypatch, tmp_path):
+    peer_env = bench("peer_env")
+    monkeypatch.setattr(peer_env, "BENCH", tmp_path)
+    monkeypatch.setattr(peer_env, "ROOT", tmp_path)
+    (tmp_path / "requirements-none.txt").write_text("")
+    python, why = peer_env.ready("none", "sys", python="3.2")
+    assert python is None and "its environment" in why
+    assert not (tmp_path / ".venv-none" / "requirements.txt").exists()
+    python, why = peer_env.ready("none", "sys")
+    assert why == "" and python is not None and python.exists()
+    assert peer_env.ready("none", "no_such_module") == (python, "")  # made before, not again
