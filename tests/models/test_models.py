@@ -197,7 +197,8 @@ def test_the_emnist_cnn_is_the_one_of_flaxs_layers():
             x = nn.relu(nn.Conv(32, (3, 3), padding="VALID")(x))
             x = nn.relu(nn.Conv(64, (3, 3), padding="VALID")(x))
             x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
-            return nn.Dense(5)(nn.relu(nn.Dense(128)(x)))
+            x = nn.relu(nn.Dense(128)(x))
+            return nn.Dense(5)(x)
 
     ours, theirs = emnist_cnn((12, 12), 5), from_flax(Theirs(), (12, 12, 1), 5)
     x, y = records(ours, 3)
