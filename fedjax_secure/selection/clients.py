@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core import Cohort, Sampling, Source, SpecError
+from ..core.randomness import host_words
 from .drawing import below, cohort_of, coins, enough, smallest, whole
 from .selection import Candidates, Selection
 
@@ -62,7 +63,7 @@ def uniform_clients(clients: int) -> Selection:
         most_clients=lambda n: int(expected(n)), settings=f"clients={int(clients)}")
 
 
-def poisson_clients(rate: float) -> Selection:
+def poisson_clients(rate: float, *, everyone_answers: bool = False) -> Selection:
     """Each client takes part with the same probability, each by a coin of its own.
 
     The selection to use with noise for clients: it amplifies privacy, and a draw is never cut off
@@ -70,18 +71,21 @@ def poisson_clients(rate: float) -> Selection:
 
     Args:
         rate: the probability that a client takes part in a round, above 0 and up to 1.
+        everyone_answers: clients that are not drawn answer too, with zero and their noise share.
+            Needed where clients add the noise: else its size would tell how many were drawn, and a
+            round would lack shares. Each client then tosses its coin with a key of its own, and
+            who reads only the opened sum does not learn who was drawn.
 
     Returns:
-        A :class:`Selection`. Rounds may have any number of clients, none among them.
+        A :class:`Selection`. Rounds may have any number of drawn clients, none among them. Weights
+        by examples are relative to the mean over the population, so they depend on nobody else.
 
     Guarantees:
         Coins are independent. The probability is a multiple of 2^-64 and never above ``rate``.
 
     Assumes:
-        Nobody who sees the models learns who took part: whoever holds the round's key and hears
-        from the clients does, and against them nothing is amplified. Every client adds its noise
-        share, drawn or not: noise that grows with the number of drawn clients is not the noise
-        that is accounted.
+        Whoever profits from the amplification does not learn who was drawn. Unless everyone
+        answers, the server does: against it nothing is amplified.
 
     Raises:
         SpecError: a rate outside (0, 1].
@@ -94,6 +98,10 @@ def poisson_clients(rate: float) -> Selection:
         [1, 3, 4]
         >>> selection.expected_clients(6), selection.most_clients(6)
         (3.0, 6)
+        >>> everyone = poisson_clients(0.5, everyone_answers=True)
+        >>> cohort = everyone.draw(source(0), 1, population, ())
+        >>> len(cohort.taking_part), cohort.counts.tolist()
+        (6, [10, 0, 10, 10, 0, 10])
 
     Source:
         McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models",
@@ -106,15 +114,26 @@ def poisson_clients(rate: float) -> Selection:
     threshold = below(float(rate))
 
     def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
-        present = candidates.present
-        heads = coins(source, round, len(candidates.clients))[present] <= threshold
-        return cohort_of(source, round, candidates, present[heads])
+        present, clients = candidates.present, candidates.clients
+        if everyone_answers:
+            keys = (source.key("sampling", round=round, client=clients[c]) for c in present)
+            words = np.array([host_words(key, 2).view("<u8")[0] for key in keys], np.uint64)
+        else:
+            words = coins(source, round, len(clients))[present]
+        cohort = cohort_of(
+            source, round, candidates, present[words <= threshold],
+            scale=np.ones(len(clients), np.float32), mean_count=float(np.mean(candidates.counts)))
+        if not everyone_answers:
+            return cohort
+        alive = np.zeros(len(clients), bool)
+        alive[present] = True
+        return cohort._replace(alive=alive)
 
     return Selection(
         "poisson_clients", Sampling("poisson", float(rate), "client"), draw,
         expected_clients=lambda n, available=None: float(rate) * (
             n if available is None else int(np.sum(available))),
-        settings=f"rate={float(rate)!r}")
+        settings=f"rate={float(rate)!r}, {everyone_answers=}")
 
 
 def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> Selection:
@@ -142,7 +161,8 @@ def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> S
 
     Assumes:
         The numbers are public and no client's data changes them: a client that is removed keeps
-        its number. And what :func:`poisson_clients` assumes.
+        its number. And, as without ``everyone_answers`` in :func:`poisson_clients`, the server
+        learns who was drawn.
 
     Raises:
         SpecError: numbers that are not positive and finite, or not as many as there are clients; an

@@ -34,6 +34,7 @@ SELECTIONS = {
     "poisson_records": poisson_records(0.5),
     "uniform": uniform_clients(4),
     "poisson": poisson_clients(0.4),
+    "poisson, everyone answers": poisson_clients(0.4, everyone_answers=True),
     "importance": importance_clients(4.0, by=PEOPLE.counts),
 }
 
@@ -64,6 +65,8 @@ def test_a_chosen_client_uses_each_of_its_examples_once_and_others_share_an_empt
     assert all(rows is empty[0] for rows in empty)
     assert all(rows.dtype == np.int32 for rows in cohort.indices)
     for c in cohort.taking_part:
+        if "everyone answers" in name and not len(cohort.indices[c]):
+            continue
         first, last = PEOPLE.offsets[c], PEOPLE.offsets[c + 1]
         assert sorted(cohort.indices[c].tolist()) == list(range(first, last))
     if empty:
@@ -138,6 +141,22 @@ def test_poisson_coins_are_fair_and_independent_and_never_cut_off():
     sizes = alive.sum(1)
     assert sizes.min() <= 1 and sizes.max() >= 8  # a binomial's, not a fixed size
     assert poisson_clients(1.0).draw(source(0), 1, PEOPLE, ()).alive.all()
+
+
+def test_where_everyone_answers_coins_are_as_fair_and_weights_the_same():
+    """Frequencies and the mean over examples, 3,000 rounds; false alarm below 1e-6."""
+    rounds, rate, values = 3000, 0.4, np.random.default_rng(1).normal(size=10)
+    for everyone_answers in (True, False):
+        selection = poisson_clients(rate, everyone_answers=everyone_answers)
+        cohorts = [selection.draw(source(6), r, PEOPLE, ()) for r in range(1, rounds + 1)]
+        assert not everyone_answers or all(cohort.alive.all() for cohort in cohorts)
+        drawn = np.array([cohort.counts > 0 for cohort in cohorts])
+        limit = z(1e-8) * math.sqrt(rounds * rate * (1 - rate))
+        assert np.abs(drawn.sum(0) - rate * rounds).max() < limit
+        means = [float(example_weights(cohort) @ values) / selection.expected_clients(10)
+                 for cohort in cohorts]
+        error = abs(np.mean(means) - np.average(values, weights=PEOPLE.counts))
+        assert 0 < error < z(1e-7) * np.std(means) / math.sqrt(rounds)
 
 
 def test_importance_sampling_leaves_the_mean_unbiased_by_examples_and_by_clients():
