@@ -502,7 +502,19 @@ class Engine:
     # -- to the devices and back -------------------------------------------------------------
 
     def _put(self, values: Any) -> Any:
-        return jax.device_put(values, self._everywhere)
+        """The same values on every device, those of other processes included."""
+        if not self._several:
+            return jax.device_put(values, self._everywhere)
+
+        def everywhere(value):
+            # device_put refuses what lies on one process's device; and of what lies on the host
+            # it compares all processes' copies, in each round.
+            if isinstance(value, jax.Array) and value.sharding == self._everywhere:
+                return value
+            host = np.asarray(jnp.asarray(value))
+            return jax.make_array_from_callback(host.shape, self._everywhere, host.__getitem__)
+
+        return jax.tree.map(everywhere, values)
 
     def _split(self, states: np.ndarray | None, rows: np.ndarray, room: int) -> jax.Array:
         """Clients' states, each in its row of the device that it was dealt to."""
