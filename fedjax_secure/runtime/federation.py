@@ -123,6 +123,11 @@ class Federation:
         aggregator: Aggregator = "untrusted",
         chunk_clients: int | None = None,
     ):
+        if jax.process_count() > 1:
+            raise SpecError(
+                "a federation", need="one process: its secrets, folder and ledger are no other's",
+                found=f"{jax.process_count()} joined by jax.distributed",
+                fix="Use fs.Simulation(...), which runs on all of them, or start one process.")
         self.aggregation, self.selection = aggregation, selection or all_records()
         denominator = denominator_of(algorithm, self.selection, data, denominator)
         algorithm = algorithm.for_federation(data.num_clients, denominator)
