@@ -250,6 +250,19 @@ class Rounds:
             fix="Lower the learning rate, or check these clients' data and scaling. The state "
                 f"after round {cohort.round - 1} is unharmed.")
 
+    def require_finite_model(self, round: int, params: Any, server_state: Any) -> None:
+        """Refuses what a server's step made of finite values, before it becomes a state.
+
+        Raises:
+            UpdateError: the new model or server state is not finite.
+        """
+        if not bool(self._all_finite((params, server_state))):
+            raise UpdateError(
+                f"round {round}", need="a finite model after the server's step",
+                found="NaN or infinity, though every client's value was finite",
+                fix="Lower the server's learning rate, or that of all clients. The state after "
+                f"round {round - 1} is unharmed.")
+
     def observe(self, state: RoundState, cohort: Cohort, metrics: dict[str, np.ndarray],
                 steps: np.ndarray) -> Any:
         """The selection's state after a round."""

@@ -28,7 +28,8 @@ class RoundReport(NamedTuple):
         clients: how many took part.
         steps: training steps of all clients together.
         loss: mean training loss over the clients that took part, weighted by their steps, of each
-            batch before its step; NaN where the algorithm does not report it.
+            batch before its step; NaN where the algorithm does not report it, where nobody took a
+            step, and where one client's is NaN (its update may still be finite).
         seconds: wall time.
         simulated_seconds: how long the round would have taken, where the selection simulates time.
         evaluation: held-out figures, in the rounds that were asked to have them.
@@ -157,8 +158,10 @@ class Simulation:
         Raises:
             SpecError: not a number of rounds, or a state that is not this simulation's last while
                 clients keep states of their own.
-            UpdateError: a client's update is not finite: names the round and the clients. The
-                state that the caller holds is the last good one.
+            UpdateError: a client's update is not finite, or the model after the server's step:
+                names the round and the clients. The state that the caller holds is the last good
+                one, and what clients keep is as it was then; where they keep nothing, another
+                simulation, with a lower learning rate for example, can go on from it.
         """
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise SpecError("run", need="a number of rounds, at least 1", found=repr(rounds),
@@ -172,7 +175,7 @@ class Simulation:
 
     def _round(self, state: RoundState) -> tuple[RoundState, RoundReport]:
         started, number = time.perf_counter(), int(state.round) + 1
-        if self._last < 0 or (self.rounds.states is not None and self._last != state.round):
+        if self.rounds.work.state_size and self._last != state.round:
             raise SpecError("run", need=f"the state after round {max(self._last, 0)}, of which "
                             "the clients' own states are", found=f"that after {state.round}",
                             fix="Begin with init(), and pass the last state that run() gave.")
@@ -182,6 +185,7 @@ class Simulation:
         cohort = rounds.draw(number, state)
         total, metrics, steps = rounds.total(cohort, state, self._keys(cohort), self._states)
         params, server_state = self._step(state.params, state.opt_state, self._states, total)
+        rounds.require_finite_model(number, params, server_state)
         if rounds.states is not None:
             rounds.states.commit(number)
         self._last = number
@@ -240,5 +244,5 @@ def _weighted(losses: np.ndarray | None, steps: np.ndarray) -> float:
     """The mean loss over executed steps; NaN where there is none."""
     if losses is None:
         return float("nan")
-    known = np.isfinite(losses) & (steps > 0)
+    known = steps > 0
     return float(np.average(losses[known], weights=steps[known])) if known.any() else float("nan")
