@@ -34,6 +34,19 @@ HE_RATIOS = {
     "mlp_common_a_over_plain_round",
     "mlp_pk_over_plain_round",
 }
+ENGINE_RATIOS = {
+    f"{model}_{ratio}"
+    for model in ("lr", "mlp", "cnn")
+    for ratio in (
+        "vs_fedjax",
+        "vs_pfl",
+        "vs_pfl_two_processes",
+        "vs_flower",
+        "over_plain_loop",
+        "over_matmul_floor",
+        "federation_over_simulation",
+    )
+}
 
 
 @pytest.fixture
@@ -56,7 +69,7 @@ def load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-@pytest.mark.parametrize("name", ["he"])
+@pytest.mark.parametrize("name", ["he", "engine"])
 def test_a_benchmark_is_published(name):
     assert FOLDER / f"{name}.json" in PUBLISHED
 
@@ -132,6 +145,44 @@ def test_the_errors_of_exact_schemes_are_the_quantisers():
     assert len(ours) >= 3
     for key, found in ours.items():
         assert found["largest error of the sum"] == found["the quantiser's error"], key
+
+
+def test_ratios_and_goals_of_the_engine_benchmark_follow_from_its_rows(bench):
+    report, bench_engine = bench("report"), bench("bench_engine")
+    published = load(FOLDER / "engine.json")
+    rows = [report.Row(**row) for row in published["rows"]]
+    assert ENGINE_RATIOS | {f"{name}_wall" for name in ENGINE_RATIOS} <= set(published["ratios"])
+    assert bench_engine.ratios_of(rows) == published["ratios"]
+    goals = [report.Goal(**goal) for goal in published["goals"]]
+    assert bench_engine.goals_of(rows) == goals
+    assert {goal.ratio for goal in goals} <= set(published["ratios"])
+
+
+def test_every_engine_that_was_timed_had_learned_the_same(bench):
+    bench_engine = bench("bench_engine")
+    floors = {bench_engine.PLAIN, bench_engine.PRODUCTS}
+    rows = load(FOLDER / "engine.json")["rows"]
+    rows = [row for row in rows if "clients a round (" in row["case"]]
+    timed = {(row["case"], row["system"]) for row in rows if row["metric"] == "round"}
+    lost = {(row["case"], row["system"]) for row in rows if row["metric"] == "not measured"}
+    for title in bench_engine.TITLES.values():
+        (case,) = {row["case"] for row in rows if row["case"].startswith(title)}
+        found = {system for at, system in timed | lost if at == case}
+        assert found == {system.name for system in bench_engine.SYSTEMS}, case
+        assert (case, bench_engine.OURS) in timed or not [at for at, _ in timed if at == case]
+    differences, shares = {}, {}
+    for row in rows:
+        key = (row["case"], row["system"])
+        if row["metric"] == "difference after one round":
+            differences[key] = row["max"]
+        elif row["metric"].startswith("accuracy after"):
+            shares[key] = row["median"]
+    assert set(differences) == set(shares) == {key for key in timed if key[1] not in floors}
+    assert max(differences.values()) <= bench_engine.PARAMETER_BOUND
+    for (case, system), share in shares.items():
+        ours_share = shares[case, bench_engine.OURS]
+        assert abs(share - ours_share) <= bench_engine.ACCURACY_BOUND, (case, system)
+        assert share > 10 / 62, f"{system} has learned nothing in {case}"
 
 
 # -- the harness -----------------------------------------------------------------------------------
