@@ -82,6 +82,17 @@ def is_public(name: str) -> bool:
     return name in _PUBLIC
 
 
+def is_registered(name: str) -> bool:
+    """Whether a name was made known by :func:`register`, and is no set of this package.
+
+    Example:
+        >>> from fedjax_secure.data import is_registered
+        >>> is_registered("heart_disease")
+        False
+    """
+    return name in _MAKERS and name not in _PACKAGE
+
+
 def register(name: str, dataset: FederatedDataset | Callable[[], FederatedDataset], *,
              public: bool = False) -> None:
     """Make a dataset known by name, so that the dashboard's form and plans can use it.

@@ -125,6 +125,8 @@ class FederationPlan:
     def check(self, dataset: data.FederatedDataset) -> None:
         """Refuse settings that do not suit the data: ParameterError with the setting's name."""
         self.sampling_rate(dataset)
+        _require("data", dataset.x.dtype.kind != "i", "records of numbers, which these models take "
+                 "(text needs fs.models.char_lstm in a fs.Federation of your own)", self.data)
         if self.private:
             _require("dp_delta", self.dp_delta * len(dataset.y) < 1,
                      f"less than one over the {len(dataset.y)} training records", self.dp_delta)
@@ -196,9 +198,9 @@ class FederationPlan:
         return name, arguments, {"max_openings": self.rounds} if more else {}
 
     def _data_code(self) -> str:
-        if self.data == "heart_disease":
-            return "data = fs.data.heart_disease()"
-        return f"data = fs.data.load({self.data!r})  # made known by fs.data.register(...)"
+        if data.is_registered(self.data):
+            return f"data = fs.data.load({self.data!r})  # made known by fs.data.register(...)"
+        return f"data = fs.data.{self.data}()"
 
     def code(self) -> str:
         """Python code that does the same as :meth:`build`, for reading and for a notebook."""

@@ -16,7 +16,11 @@ from ..runtime.plan import Encryption, ModelName
 
 _ESM = resources.files(__package__ or "fedjax_secure.widgets").joinpath("esm")
 _NAMES = {
-    "heart_disease": "Heart disease, 4 hospitals", "logistic_regression": "Logistic regression",
+    "heart_disease": "Heart disease, 4 hospitals", "breast_cancer": "Breast cancer, 569 tumours",
+    "digits": "Handwritten digits, 8 x 8", "mnist_5k": "MNIST, 5,000 digits",
+    "lending": "Loans, 50 states", "watch": "Watch sensors, 10 people",
+    "shakespeare": "Shakespeare, by role", "synthetic": "Synthetic, FedProx's",
+    "logistic_regression": "Logistic regression",
     "mlp": "Multilayer perceptron", "lattice": "Lattice, one key holder",
     "threshold": "Lattice, 2 of 3 holders", "openfhe": "OpenFHE, BGV",
     "off": "Off",
