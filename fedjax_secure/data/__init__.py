@@ -36,7 +36,7 @@ from fedjax_secure.data.sets import (
 __all__ = [
     "FederatedDataset", "breast_cancer", "digits", "dirichlet", "feature_shift", "from_arrays",
     "from_cifar", "from_csv", "from_dataframe", "from_hugging_face", "from_idx", "from_leaf",
-    "from_parquet", "heart_disease", "iid", "is_public", "is_registered", "label_shards", "lending", "load",
-    "mnist_5k", "names", "natural", "quantity_skew", "register", "shakespeare", "synthetic",
-    "watch",
+    "from_parquet", "heart_disease", "iid", "is_public", "is_registered", "label_shards",
+    "lending", "load", "mnist_5k", "names", "natural", "quantity_skew", "register",
+    "shakespeare", "synthetic", "watch",
 ]
