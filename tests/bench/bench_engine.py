@@ -26,8 +26,9 @@ from report import Goal, Panel, Row, figure, versions_of, write
 from worker import Worker, WorkerError
 
 BENCH = Path(__file__).resolve().parent
-#: Largest difference of a parameter after the compared round; float32 sums differ in their order.
-PARAMETER_BOUND = 2e-5
+#: Largest difference of a parameter after the compared round, as a share of the largest change of
+#: one: float32 sums differ in their order, and the CNN's steps are long enough to magnify that.
+PARAMETER_BOUND = 1e-3
 #: Largest difference of the share of 2,000 test records: orders within clients are each system's.
 ACCURACY_BOUND = 0.05
 PARAMETERS = {
@@ -241,10 +242,10 @@ class Run:
         error = float(np.abs(self._array(system, "params") - wanted).max())
         moved = float(np.abs(wanted - engine_work.flat(engine_work.first_params(model))).max())
         self.log(f"  {model}, {system.name}: {error:.2g} from the reference, moved {moved:.2g}")
-        if not error <= PARAMETER_BOUND < moved / 100:
+        if not error <= PARAMETER_BOUND * moved:
             raise WrongRound(
                 f"{system.name}, {model}: after one round a parameter is {error:.3g} away from the "
-                f"reference, which itself moved by {moved:.3g}; at most {PARAMETER_BOUND} is right"
+                f"reference, which itself moved by {moved:.3g}; at most {PARAMETER_BOUND} of that is right"
             )
         self.rows.append(
             Row.of(
@@ -406,8 +407,8 @@ def about(note: str) -> list[str]:
         "Ray's and pfl's workers are such children.",
         "Before timing, every system trained "
         f"{len(engine_work.CHECK_SIZES)} clients for one round, and its parameters were compared "
-        f"with a loop that federates nothing but arithmetic: they may be {PARAMETER_BOUND:g} "
-        "apart. Peers took records in order; ours, which always shuffles, made three passes of one "
+        f"with a loop that federates nothing but arithmetic: they may be {PARAMETER_BOUND:g} of "
+        "the largest change apart. Peers took records in order; ours, which always shuffles, made three passes of one "
         "batch each, where order does not matter. After the last timed round, accuracies on 2,000 "
         f"held-out records may differ by {ACCURACY_BOUND:g}: each system shuffles in its own way "
         "(pfl does not).",
