@@ -245,7 +245,8 @@ class Run:
         if not error <= PARAMETER_BOUND * moved:
             raise WrongRound(
                 f"{system.name}, {model}: after one round a parameter is {error:.3g} away from the "
-                f"reference, which itself moved by {moved:.3g}; at most {PARAMETER_BOUND} of that is right"
+                f"reference, which itself moved by {moved:.3g}; at most "
+                f"{PARAMETER_BOUND} of that is right"
             )
         self.rows.append(
             Row.of(
@@ -408,10 +409,10 @@ def about(note: str) -> list[str]:
         "Before timing, every system trained "
         f"{len(engine_work.CHECK_SIZES)} clients for one round, and its parameters were compared "
         f"with a loop that federates nothing but arithmetic: they may be {PARAMETER_BOUND:g} of "
-        "the largest change apart. Peers took records in order; ours, which always shuffles, made three passes of one "
-        "batch each, where order does not matter. After the last timed round, accuracies on 2,000 "
-        f"held-out records may differ by {ACCURACY_BOUND:g}: each system shuffles in its own way "
-        "(pfl does not).",
+        "the largest change apart. Peers took records in order; ours, which always shuffles, made "
+        "three passes of one batch each, where order does not matter. After the last timed round, "
+        f"accuracies on 2,000 held-out records may differ by {ACCURACY_BOUND:g}: each system "
+        "shuffles in its own way (pfl does not).",
         "What each system is. "
         "FedJAX 0.0.17: its `federated_averaging` on in-memory data with the jit backend, on the "
         "newest JAX that it can be made to run on (one name put back) and on JAX 0.4.30, whichever "
