@@ -153,7 +153,8 @@ def oort(
 
     def init(people: Candidates) -> dict[str, np.ndarray]:
         n = len(people.clients)
-        return {"utility": np.zeros(n), "last_round": np.zeros(n, np.int32),
+        return {"counts": np.asarray(people.counts, np.float64), "utility": np.zeros(n),
+                "last_round": np.zeros(n, np.int32),
                 "percentile": np.array(float(first_percentile)),
                 "gathered": np.zeros(2 * pacer_rounds)}
 
@@ -202,15 +203,16 @@ def oort(
                             "training loss", found="none reported",
                             fix="Use fs.algorithms.fed_avg(...), or another selection.")
         utility, last = np.array(state["utility"]), np.array(state["last_round"])
-        found = cohort.counts[reported] * observed.losses[reported]
+        counts = np.asarray(state["counts"])
+        found = counts[reported] * observed.losses[reported]
         utility[reported], last[took] = np.maximum(found, 0.0), cohort.round
         gathered = np.append(np.asarray(state["gathered"])[1:], found.sum())
         percentile = np.array(state["percentile"])
         if cohort.round >= 2 * pacer_rounds and cohort.round % pacer_rounds == 0 and (
                 gathered[:pacer_rounds].sum() > gathered[pacer_rounds:].sum()):
             percentile = np.minimum(percentile + pacer_percentile, 100.0)
-        return {"utility": utility, "last_round": last, "percentile": percentile,
-                "gathered": gathered}
+        return {"counts": counts, "utility": utility, "last_round": last,
+                "percentile": percentile, "gathered": gathered}
 
     def expected(num_clients: int, available: np.ndarray | None = None) -> float:
         enough("oort", clients, num_clients)

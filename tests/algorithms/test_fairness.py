@@ -290,7 +290,7 @@ def plain():
 
 
 @pytest.mark.parametrize("algorithm, rounds", [
-    (fs.algorithms.q_fed_avg(0.2, q=4.0, batch_size=20), 200),
+    (fs.algorithms.q_fed_avg(0.2, q=4.0, batch_size=20), 150),
     (fs.algorithms.tilted_fed_avg(0.2, t=4.0, batch_size=20), 60),
     (fs.algorithms.agnostic_fed_avg(0.2, domain_learning_rate=0.1, batch_size=20), 60),
     (fs.algorithms.agnostic_fed_avg(0.2, domain_learning_rate=0.02, ascent="projected",

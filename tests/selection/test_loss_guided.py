@@ -169,3 +169,31 @@ def test_bad_settings_are_refused():
     cohort = selection.draw(source(0), 1, people(), selection.init(people()))
     with pytest.raises(SpecError, match="report their training loss"):
         selection.observe(selection.init(people()), cohort, Observed(np.full(10, np.nan), COUNTS))
+
+
+def test_oort_and_power_of_choice_run_in_simulations_and_remember_what_clients_reported():
+    import fedjax_secure as fs
+    from fedjax_secure.data import FederatedDataset
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(COUNTS.sum(), 2))
+    offsets = np.concatenate([[0], np.cumsum(COUNTS)])
+    y = (x[:, 0] > 0).astype(np.int32)
+    data = FederatedDataset(
+        name="made up", clients=tuple("abcdefghij"), x=x, y=y, offsets=offsets, test_x=x, test_y=y,
+        test_offsets=offsets, feature_names=("p", "q"), classes=("0", "1"))
+    model, algorithm = fs.models.logistic_regression(data), fs.algorithms.fed_avg(0.5)
+    made = fs.Simulation(model, data, algorithm, selection=oort(3))
+    state = made.init()
+    for state, report in made.run(state, rounds=3):
+        assert report.clients == 3
+    tried = state.selection["last_round"] > 0
+    assert 3 <= tried.sum() <= 9 and (state.selection["utility"][tried] > 0).all()
+    assert not state.selection["utility"][~tried].any()
+
+    made = fs.Simulation(model, data, algorithm, selection=power_of_choice(2, candidates=10))
+    state = made.init()
+    for state, _ in made.run(state, rounds=2):
+        worst = np.argsort(-made.rounds.losses(state.params, range(10)))[:2]
+        cohort = made.rounds.draw(state.round + 1, state)
+        assert sorted(worst.tolist()) == cohort.taking_part.tolist()
