@@ -316,7 +316,8 @@ class Federation:
         Raises:
             BudgetError: the budget does not hold all these rounds; nothing has run then.
             SpecError: the key does not open so many rounds; nothing has run then.
-            UpdateError: a client's update is not finite; earlier rounds are kept.
+            UpdateError: a client's update is not finite, or the model after the server's step;
+                earlier rounds are kept.
             OpeningError, LedgerError, PartyError: the round could not be finished; it can be
                 resumed.
         """
@@ -389,6 +390,7 @@ class Federation:
         opened = self._open(number, before, sent)
         params, opt_state = jax.block_until_ready(
             self._step(state.params, state.opt_state, self._states, opened.total))
+        self._rounds.require_finite_model(number, params, opt_state)
         after = model_digest(params)
         clock.lap("aggregate")
         if self.ledger is not None:
