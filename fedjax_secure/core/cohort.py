@@ -41,8 +41,16 @@ class Cohort(NamedTuple):
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [clients]: how many examples of each take part, each once however many passes."""
-        return np.fromiter((rows.shape[-1] for rows in self.indices), np.int64, len(self.indices))
+        """int64 [clients]: how many examples of each take part, each once however many passes.
+
+        Example:
+            >>> Cohort(1, ("a", "b"), (np.zeros((3, 5), np.int32), np.zeros(0, np.int32)),
+            ...        np.array([True, False])).counts.tolist()
+            [5, 0]
+        """
+        counts, alive = np.zeros(len(self.indices), np.int64), self.taking_part
+        counts[alive] = [self.indices[client].shape[-1] for client in alive]
+        return counts
 
     @property
     def taking_part(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..algorithms import Algorithm
 from ..core import Aggregation, Cohort, RoundState, Source, Spec, SpecError, UpdateError
-from ..core.randomness import host_words
+from ..core.randomness import host_shuffles
 from ..core.stage import all_finite
 from ..data import FederatedDataset
 from ..models import Model
@@ -144,16 +144,16 @@ class Rounds:
         clients = cohort.taking_part
         # Also where nobody takes part, the arrays say how many passes there are.
         indices = [np.zeros((passes, 0), np.int32)] * len(cohort.indices)
-        counts = [len(cohort.indices[c]) for c in clients]
-        orders = [[cohort.indices[c]] for c in clients]
-        for number in range(1, passes):
-            key = self.source.key(f"order {number}", round=cohort.round)
-            words = host_words(key, 2 * sum(counts)).view("<u8")
-            parts = np.split(words, np.cumsum(counts)[:-1]) if counts else []
-            for place, part in enumerate(parts):
-                orders[place].append(cohort.indices[clients[place]][np.argsort(part)])
-        for place, c in enumerate(clients):
-            indices[c] = np.stack(orders[place])
+        counts = np.array([len(cohort.indices[c]) for c in clients], np.int64)
+        if len(clients):
+            first = np.concatenate([cohort.indices[c] for c in clients])
+            key = self.source.key("orders", round=cohort.round)
+            places = host_shuffles(key, counts, passes=passes - 1)
+            places += np.repeat(np.cumsum(counts) - counts, counts)
+            orders = np.concatenate([first[None], first[places]])
+            for c, rows in zip(clients, np.split(orders, np.cumsum(counts)[:-1], axis=1),
+                               strict=True):
+                indices[c] = rows
         return cohort._replace(indices=tuple(indices))
 
     def losses(self, params: Any, clients: Sequence[int]) -> np.ndarray:

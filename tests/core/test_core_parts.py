@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_secure.core import (
+    Cohort,
     ParameterError,
     ResumeError,
     RoundRecord,
@@ -116,3 +117,11 @@ def test_errors_keep_their_parts_when_pickled():
     again = pickle.loads(pickle.dumps(error))
     assert (again.where, again.need, again.found, again.fix) == ("stage `x`", "a", "b", "Do c.")
     assert isinstance(again, ValueError) and str(again) == "stage `x` needs a, got b. Do c."
+
+
+def test_a_cohorts_counts_are_examples_and_not_passes():
+    indices = (np.zeros((5, 3), np.int32), np.zeros(2, np.int32), np.zeros((5, 0), np.int32))
+    alive = np.array([True, True, False])
+    cohort = Cohort(1, ("a", "b", "c"), indices, alive)
+    assert cohort.counts.tolist() == [3, 2, 0]
+    assert cohort.taking_part.tolist() == [0, 1]
