@@ -290,7 +290,8 @@ class Rounds:
         """
         if self.algorithm.personal is None:
             raise SpecError(
-                "personal models", need="an algorithm that makes them", found=self.algorithm.name,
+                "a client's own model", need="an algorithm that makes one",
+                found=self.algorithm.name,
                 fix="Use fs.algorithms.ditto(...) or apfl(...), or fs.algorithms.fine_tune(model, "
                 "state.params, data, learning_rate=...).")
         personal = self.algorithm.personal
