@@ -85,7 +85,7 @@ class ClientStates:
     def read(self, clients: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows of some clients, ``[clients, size] float32``, as the last round left them."""
         clients = np.asarray(clients, np.int64)
-        rows = np.array(self._rows[clients])
+        rows = np.asarray(self._rows[clients])  # a copy: these are chosen rows
         rows[~self._known[clients]] = self._initial
         return rows
 
