@@ -20,13 +20,19 @@ _LOOSE = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
 def test_the_example_runs_and_stays_within_its_budget(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [str(number) for number in range(1, 11)]
     assert names["record"].dp["epsilon"] <= 3.0 and lines[-1].endswith("simulation")
     names["federation"].close()
+
+
+def test_the_simulations_example_runs(capsys):
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("30 20 ")
 
 
 @pytest.mark.parametrize(
