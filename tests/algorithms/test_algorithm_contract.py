@@ -354,7 +354,7 @@ def test_personal_models_where_there_are_any(player):
     out = player.play([(0, 1, 3)])
     state = out.states[-1]
     if player.algorithm.personal is None:
-        with pytest.raises(SpecError, match="personal models"):
+        with pytest.raises(SpecError, match="own model"):
             player.simulation.personal(state)
         return
     personal = player.simulation.personal(state)
