@@ -44,6 +44,9 @@ class Algorithm(NamedTuple):
         one_step: each client takes one step at the global model, so its records can be clipped one
             by one, and the sum is divided by the expected number of records.
         stale_versions: how many past models clients may start from; 0 for synchronous rounds.
+        cohort_weights: a client's value depends on who else takes part in its round. Where coins
+            for clients are secret, one client then moves the sum through the others' values too,
+            by more than its own is clipped to, and differential privacy is refused.
         bind: ``(num_clients, denominator) -> Algorithm``: the same algorithm for a federation of
             that many clients whose sums are divided by that constant; None where it depends on
             neither. See `for_federation`.
@@ -61,6 +64,7 @@ class Algorithm(NamedTuple):
     personal: Callable[[Model, Params, jax.Array], Params] | None = None
     one_step: bool = False
     stale_versions: int = 0
+    cohort_weights: bool = False
     bind: Callable[[int, float], Algorithm] | None = None
 
     def for_federation(self, num_clients: int, denominator: float) -> Algorithm:

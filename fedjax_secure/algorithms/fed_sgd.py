@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..core import Cohort
+from ..core import Cohort, SpecError
 from ..training import record_sums
 from .algorithm import Algorithm, server_optimizer
 
@@ -23,7 +23,8 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
 
     Returns:
         An :class:`Algorithm`. Clients send sums over their records, so the sum over clients is
-        divided by the (expected) number of records.
+        divided by the (expected) number of records. Every record counts the same, so clients that
+        are drawn with unequal probabilities (importance_clients) are refused.
 
     Example:
         >>> fed_sgd(optax.sgd(0.5)).one_step
@@ -43,6 +44,11 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
         return {"params": params, "states": stage_states}
 
     def own(cohort: Cohort, keys: np.ndarray) -> dict[str, np.ndarray]:
+        if cohort.scale is not None and np.any(np.asarray(cohort.scale) != 1):
+            raise SpecError(
+                "fed_sgd", need="clients drawn with equal probabilities, as every record counts "
+                "the same", found="a selection that makes up for unequal ones by weights",
+                fix="Use poisson_clients(...), or an algorithm that weighs clients: fed_avg(...).")
         return {"key": keys}
 
     init, step = server_optimizer(server, direction=1.0)

@@ -187,6 +187,15 @@ class Federation:
                 "look at the clients' records: one client's records would decide who else takes "
                 "part, which no noise covers", found="one that reads their losses",
                 fix="Use fs.selection.uniform_clients(...) or poisson_clients(...).")
+        drawn = self.selection.sampling
+        secret = drawn is not None and drawn.kind == "poisson" and drawn.unit == "client"
+        if chained.mechanism is not None and self.algorithm.cohort_weights and secret:
+            raise SpecError(
+                f"{self.algorithm.name} with noise and secret coins for clients",
+                need="values that do not depend on who else was drawn: whether one client is in "
+                "the sum would move the others' values too, which no clipping bounds",
+                found=f"weights relative to the cohort, and selection `{self.selection.name}`",
+                fix="Use fs.selection.uniform_clients(...), or another algorithm.")
         if min_clients is None and chained.mechanism is None:
             # No noise that says how many shares it needs: a sum of fewer would tell more.
             states, chained = self.aggregation.init(

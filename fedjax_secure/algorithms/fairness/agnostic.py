@@ -34,7 +34,9 @@ def agnostic_fed_avg(
         Clients send [D w_d s change, s F e_d, s e_d], ``[dim + 2 D]`` for D domains, clipped as a
         whole: d is the client's domain, w_d that domain's weight, s the client's share of the
         domain's examples in this round, F its loss at the global model and e_d the d-th unit
-        vector. Counts and domains are public. The server learns each domain's mean loss.
+        vector. Counts and domains are public. The server learns each domain's mean loss. Shares
+        depend on who else takes part: a federation that adds noise takes this algorithm with
+        everyone or a public draw, and refuses it with secret coins for clients.
 
     Args:
         learning_rate: of the clients' SGD.
@@ -90,7 +92,7 @@ def agnostic_fed_avg(
     settings = (f"{learning_rate=}, {domain_learning_rate=}, domains={told}, {ascent=}, "
                 f"{local_epochs=}, {batch_size=}")
     algorithm = Algorithm("agnostic_fed_avg", settings, batch_size, unbound, unbound, unbound,
-                          unbound, unbound, bind=bind)
+                          unbound, unbound, cohort_weights=True, bind=bind)
     return algorithm
 
 
@@ -117,9 +119,11 @@ def _functions(of: np.ndarray, learning_rate: float, local_epochs: int, rate: fl
 
     def own(cohort: Cohort, keys: np.ndarray) -> dict[str, np.ndarray]:
         counts = np.where(cohort.alive, cohort.counts, 0)
+        if cohort.scale is not None:  # who seldom takes part counts more when it does
+            counts = counts * np.asarray(cohort.scale, np.float64)
         examples = np.bincount(of, counts, minlength=num)[of]
         return {"domain": of.astype(np.int32),
-                "share": (counts / np.maximum(examples, 1)).astype(np.float32)}
+                "share": (counts / np.where(examples > 0, examples, 1)).astype(np.float32)}
 
     def step(model: Model, params: Params, state: Any, mean: jax.Array) -> tuple[Params, Any]:
         dim, weights = model.dim, state["domain_weights"]
