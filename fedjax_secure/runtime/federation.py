@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import __version__
@@ -234,7 +232,8 @@ class Federation:
             "model": self.model.name, "dim": self.model.dim,
             "data": self.data.fingerprint, "algorithm": self.algorithm.name,
             "algorithm's settings": self.algorithm.settings,
-            "server optimiser": self._server_digest(states),
+            "server optimiser": self._rounds.server_digest(states, self.spec),
+            "clients' work": self._rounds.work_digest(states),
             "stages": [stage.name for stage in self.aggregation.stages],
             "selection": self.selection.name, "selection's settings": self.selection.settings,
             "seed": self.seed,
@@ -247,19 +246,6 @@ class Federation:
         fields["noise_multiplier"] = mechanism.noise_multiplier if mechanism else 0.0
         fields["sampling_rate"] = fields.pop("sampling").rate if self.spec.sampling else 1.0
         return fields
-
-    def _server_digest(self, states: dict) -> str:
-        """SHA-256 of the server's step as a program, so that other settings are another run."""
-        params = jax.eval_shape(self.model.init, jax.random.key(0))
-        opt_state = jax.eval_shape(lambda p: self.algorithm.init(self.model, p), params)
-        kind = jnp.float32 if self.spec.modulus is None else jnp.uint32
-        total = jax.ShapeDtypeStruct((self.spec.dim,), kind)
-        program = jax.make_jaxpr(self._rounds.server_step)(params, opt_state, states, total)
-        text = re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr))
-        hasher = hashlib.sha256(text.encode())
-        for constant in program.consts:
-            hasher.update(np.ascontiguousarray(constant).tobytes())
-        return hasher.hexdigest()
 
     def _set_up(self, states: dict) -> None:
         manifest = self._manifest(states)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,7 +20,7 @@ from ..core.stage import all_finite
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Candidates, Observed, Selection
-from ..training import ClientValues, Engine, Rows, Sink, Total, local_loss
+from ..training import Batch, ClientValues, Done, Engine, Rows, Sink, Total, local_loss
 from .storage import ClientStates
 
 _CHUNK_VALUES = 1 << 23  # values of a chunk that are in memory at once, unless asked otherwise
@@ -282,6 +284,45 @@ class Rounds:
         mean, _, _ = self.aggregation.decode(stage_states, total)
         return self.algorithm.step(self.model, params, server_state, mean)
 
+    # -- what the run is ---------------------------------------------------------------------
+
+    def server_digest(self, states: Any, spec: Spec) -> str:
+        """SHA-256 of the server's step as a program, so that other settings are another run."""
+        kind = jnp.float32 if spec.modulus is None else jnp.uint32
+        total = jax.ShapeDtypeStruct((spec.dim,), kind)
+        return _digest(self.server_step, *self._shapes(), states, total)
+
+    def work_digest(self, states: Any) -> str:
+        """The same of one client's work: its optimiser and the model's functions have no text."""
+        work, algorithm, data = self.work, self.algorithm, self.data
+        nobody = Cohort(1, data.clients, (self._nobody,) * data.num_clients,
+                        np.zeros(data.num_clients, bool))
+        own = jax.eval_shape(
+            lambda numbers: jax.tree.map(lambda part: part[0], numbers),
+            algorithm.own(nobody, np.zeros((data.num_clients, 8), np.uint32)))
+        size = work.batch_size or algorithm.batch_size
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        batch = Batch(
+            jax.ShapeDtypeStruct((size, data.x.shape[1]), data.x.dtype),
+            jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), bool),
+            number, number)
+        done = Done(number, (number,) * len(work.phases))
+        kept = jax.ShapeDtypeStruct((work.state_size,), jnp.float32)
+
+        def one(params, server_state, states, own, kept, batch, done):
+            shared = algorithm.shared(self.model, params, server_state, states)
+            carry = work.start(shared, own, kept)
+            for phase in work.phases:
+                carry = phase.step(shared, own, carry, batch)
+            return tuple(work.finish(shared, own, kept, carry, done))
+
+        return _digest(one, *self._shapes(), states, own, kept, batch, done)
+
+    def _shapes(self) -> tuple[Any, Any]:
+        """Of the model's parameters, and of the server's state."""
+        params = jax.eval_shape(self.model.init, jax.random.key(0))
+        return params, jax.eval_shape(lambda p: self.algorithm.init(self.model, p), params)
+
     def personal(self, state: RoundState) -> Callable[[Sequence[int]], np.ndarray]:
         """Each client's own model, in chunks: ``client numbers -> [numbers, dim] float32``.
 
@@ -294,16 +335,27 @@ class Rounds:
                 found=self.algorithm.name,
                 fix="Use fs.algorithms.ditto(...) or apfl(...), or fs.algorithms.fine_tune(model, "
                 "state.params, data, learning_rate=...).")
-        personal = self.algorithm.personal
+        personal, population = self.algorithm.personal, self.data.num_clients
         one = jax.jit(jax.vmap(
             lambda params, row: self.model.ravel(personal(self.model, params, row)),
             in_axes=(None, 0)))
 
         def models(clients: Sequence[int]) -> np.ndarray:
-            if self.states is None:
-                rows = np.zeros((len(clients), 0), np.float32)
+            numbers = np.asarray(clients).reshape(-1)
+            known = not numbers.size or (np.issubdtype(numbers.dtype, np.integer) and
+                                         0 <= numbers.min() <= numbers.max() < population)
+            if not known:
+                raise SpecError("personal models", need=f"client numbers from 0 to "
+                                f"{population - 1}", found=f"{numbers.tolist()[:10]}",
+                                fix="Number clients as the dataset does.")
+            if not self.work.state_size:
+                rows = np.zeros((len(numbers), 0), np.float32)
+            elif self.states is None:
+                raise SpecError("personal models", need="what its own clients keep",
+                                found="none: the state is of another simulation",
+                                fix="Ask the simulation that ran the rounds.")
             else:
-                rows = self.states.read(clients)
+                rows = self.states.read(numbers)
             return np.asarray(one(state.params, jnp.asarray(rows)))
 
         return models
@@ -317,3 +369,12 @@ class Rounds:
             return spec.num_clients
         # A random number of clients: at least half of those expected, so that rounds go on.
         return max(1, int(expected / 2))
+
+
+def _digest(function: Callable[..., Any], *arguments: Any) -> str:
+    """SHA-256 of a function as a program for arguments of some shapes."""
+    program = jax.make_jaxpr(function)(*arguments)
+    hasher = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr)).encode())
+    for constant in program.consts:
+        hasher.update(np.ascontiguousarray(constant).tobytes())
+    return hasher.hexdigest()

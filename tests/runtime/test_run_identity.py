@@ -1,0 +1,79 @@
+"""What makes two runs the same run, and whose personal models one can ask for."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import numpy as np
+import optax
+import pytest
+
+import fedjax_secure as fs
+from fedjax_secure.core import ResumeError, SpecError
+from fedjax_secure.data import FederatedDataset
+
+CLIENTS = 3
+
+
+@pytest.fixture(scope="module")
+def data() -> FederatedDataset:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4 * CLIENTS, 2))
+    offsets = np.arange(0, 4 * CLIENTS + 1, 4)
+    return FederatedDataset(
+        name="made up", clients=tuple(f"c{i}" for i in range(CLIENTS)), x=x,
+        y=(x[:, 0] > 0).astype(np.int32), offsets=offsets, test_x=x,
+        test_y=(x[:, 0] > 0).astype(np.int32), test_offsets=offsets, feature_names=("p", "q"),
+        classes=("0", "1"))
+
+
+def begun(model, data, algorithm, folder) -> int:
+    with fs.Federation(model, data, algorithm, fs.chain(), seed=0, folder=folder) as made:
+        return int(made.init().round)
+
+
+def test_another_client_optimiser_is_another_run(data, tmp_path):
+    model = fs.models.logistic_regression(data)
+
+    def algorithm(rate):
+        return fs.algorithms.fed_avg(1.0, client=optax.adam(rate))
+
+    begun(model, data, algorithm(0.1), tmp_path)
+    assert begun(model, data, algorithm(0.1), tmp_path) == 0  # the same settings, made anew
+    with pytest.raises(ResumeError, match="clients' work"):
+        begun(model, data, algorithm(0.2), tmp_path)
+
+
+class Net(nn.Module):
+    """Two layers with a choice between them, which no parameter and no name shows."""
+
+    rectified: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3)(x)
+        return nn.Dense(2)(nn.relu(x) if self.rectified else nn.tanh(x))
+
+
+def test_another_model_of_the_same_name_is_another_run(data, tmp_path):
+    def model(rectified):
+        return fs.models.from_flax(Net(rectified), data, name="net")
+
+    algorithm = fs.algorithms.fed_sgd(optax.sgd(0.1))
+    begun(model(True), data, algorithm, tmp_path)
+    assert begun(model(True), data, algorithm, tmp_path) == 0
+    with pytest.raises(ResumeError, match="clients' work"):
+        begun(model(False), data, algorithm, tmp_path)
+
+
+def test_personal_models_of_clients_that_do_not_exist_are_refused(data):
+    model = fs.models.logistic_regression(data)
+    simulation = fs.Simulation(model, data, fs.algorithms.ditto(0.1))
+    state, _ = next(simulation.run(simulation.init(), rounds=1))
+    personal = simulation.personal(state)
+    assert personal([2, 0]).shape == (2, model.dim)
+    for numbers in ([CLIENTS], [-1], np.array([True, False, True]), [0.5]):
+        with pytest.raises(SpecError, match="client numbers from 0 to 2"):
+            personal(numbers)
+    other = fs.Simulation(model, data, fs.algorithms.ditto(0.1))
+    with pytest.raises(SpecError, match="of another simulation"):
+        other.personal(state)([0])
