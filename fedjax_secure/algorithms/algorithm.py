@@ -126,9 +126,14 @@ def server_optimizer(
         server: the optimiser.
         direction: +1 where clients send gradients, -1 where they send what to add to the model.
 
+    Raises:
+        SpecError: no optax optimiser.
+
     Source:
         Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 1 (FedOpt).
     """
+
+    check_optimizer("the server", server)
 
     def init(model: Model, params: Params) -> Any:
         return server.init(params)
@@ -139,6 +144,17 @@ def server_optimizer(
         return optax.apply_updates(params, updates), state
 
     return init, step
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Refuse what is no optax optimiser, such as a learning rate.
+
+    Raises:
+        SpecError: something else than a `GradientTransformation`.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise SpecError(name, need="an optax optimiser", found=repr(optimizer),
+                        fix="Write optax.sgd(1.0), for example.")
 
 
 def check_number(

@@ -7,7 +7,7 @@ import optax
 
 from ..core import Cohort, SpecError
 from ..training import local_sgd
-from .algorithm import Algorithm, example_weights, only_params, server_optimizer
+from .algorithm import Algorithm, check_optimizer, example_weights, only_params, server_optimizer
 
 
 def fed_avg(
@@ -36,7 +36,8 @@ def fed_avg(
         An :class:`Algorithm`. It cannot be combined with records clipped one by one.
 
     Raises:
-        SpecError: a learning rate, number of epochs or batch size that makes no sense.
+        SpecError: a learning rate, number of epochs or batch size that makes no sense, or no optax
+            optimiser where one is asked.
 
     Example:
         >>> fed_avg(0.1, local_epochs=2).one_step
@@ -47,6 +48,8 @@ def fed_avg(
         Data", Algorithm 1 (FederatedAveraging).
     """
     check_local("fed_avg", learning_rate, local_epochs, batch_size)
+    if client is not None:
+        check_optimizer("fed_avg's client", client)
     optimizer = None if client is None else optax.chain(client, optax.scale(learning_rate))
 
     def work(model, aggregation):
@@ -74,6 +77,7 @@ def check_local(name: str, learning_rate: float, local_epochs: int, batch_size: 
     whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
                 for value in (local_epochs, batch_size))
     rate = isinstance(learning_rate, int | float | np.number) and np.isfinite(learning_rate)
+    rate = rate and not isinstance(learning_rate, bool)
     if not (whole and rate and learning_rate > 0):
         raise SpecError(name, need="learning_rate > 0, local_epochs >= 1, batch_size >= 1",
                         found=f"{learning_rate=}, {local_epochs=}, {batch_size=}",

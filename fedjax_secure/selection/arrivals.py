@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.special import ndtri
 from ..core import Cohort, Sampling, Source, SpecError, source
 from .drawing import cohort_of, coins, enough, uniforms, whole
 from .selection import Candidates, Selection
-from .timing import Devices, check_devices
+from .timing import Devices, check_devices, check_times
 
 _BLOCK = 512
 
@@ -46,9 +47,9 @@ def arrivals(
         Times do not depend on the clients' data but through their public numbers of examples.
 
     Raises:
-        SpecError: numbers that are not whole; when a federation is made, more clients at a time or
-            in a buffer than it has, or devices of another number of clients; combined with a trace
-            of who is available, as it keeps its own time.
+        SpecError: numbers that are not whole, or times that make no sense; when a federation is
+            made, more clients at a time or in a buffer than it has, or devices of another number
+            of clients; combined with a trace of who is available, as it keeps its own time.
 
     Example:
         >>> from fedjax_secure.core import source
@@ -70,6 +71,9 @@ def arrivals(
         if not whole(value):
             raise SpecError("arrivals", need=f"{name}, a whole number of 1 or more",
                             found=repr(value), fix="Try concurrency=10, buffer_size=5.")
+    # numpy's numbers are no JSON, in which a run's settings are kept
+    concurrency, buffer_size = int(concurrency), int(buffer_size)
+    check_times("arrivals", devices)
     queue = _Queue(devices, concurrency, buffer_size, seed)
 
     def fits(num_clients: int) -> None:
@@ -123,12 +127,14 @@ class _Queue:
         self.started, self.words = 0, np.zeros((0, 2), np.uint64)
         self.now = self.last = 0.0
         self.steps: list[_Step] = []
+        self.lock = Lock()
 
     def step(self, number: int) -> _Step:
         """The server's step ``number``, from 1."""
-        while len(self.steps) < number:
-            self.steps.append(self._next())
-        return self.steps[number - 1]
+        with self.lock:  # one selection may serve several simulations, in threads of their own
+            while len(self.steps) < number:
+                self.steps.append(self._next())
+            return self.steps[number - 1]
 
     def _next(self) -> _Step:
         version, buffer = len(self.steps), []

@@ -10,7 +10,7 @@ import numpy as np
 from ..core import Cohort, Sampling, Source, SpecError, source
 from .drawing import cohort_of, coins, smallest, whole
 from .selection import Candidates, Selection
-from .timing import Devices, check_deadline, check_devices
+from .timing import Devices, check_deadline, check_devices, check_times
 
 _TRIALS = 200
 
@@ -42,7 +42,8 @@ def fed_cs(
         Slow clients take part seldom or never; the model then fits the fast ones better.
 
     Raises:
-        SpecError: a deadline that not even the fastest client keeps; when a federation is made,
+        SpecError: a deadline that not even the fastest client keeps, or times that make no sense;
+            when a federation is made,
             devices of another number of clients, or more candidates than there are.
 
     Example:
@@ -61,6 +62,8 @@ def fed_cs(
     if candidates is not None and not whole(candidates):
         raise SpecError("fed_cs", need="a whole number of candidates, 1 or more",
                         found=repr(candidates), fix="Leave it out to ask everyone.")
+    check_times("fed_cs", devices)
+    candidates = None if candidates is None else int(candidates)
     if devices.seconds.min() > deadline_seconds:
         raise SpecError("fed_cs", need="a deadline that some client keeps",
                         found=f"{deadline_seconds} seconds, the fastest needs "

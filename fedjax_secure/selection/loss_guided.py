@@ -9,7 +9,7 @@ import numpy as np
 from ..core import Cohort, Source, SpecError
 from .drawing import cohort_of, coins, enough, smallest, uniforms, whole
 from .selection import Candidates, Observed, Selection
-from .timing import Devices, check_devices
+from .timing import Devices, check_devices, check_times
 
 
 def power_of_choice(clients: int, *, candidates: int) -> Selection:
@@ -150,6 +150,9 @@ def oort(
             "in (0, 100], straggler_penalty of 0 or more", found=f"{clients=}, {pacer_rounds=}, "
             f"{shares=}, {straggler_penalty=}, {first_percentile=}, {pacer_percentile=}, "
             f"{clip_percentile=}", fix="Start with oort(clients).")
+
+    if devices is not None:
+        check_times("oort", devices)
 
     def init(people: Candidates) -> dict[str, np.ndarray]:
         n = len(people.clients)

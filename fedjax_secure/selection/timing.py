@@ -109,6 +109,26 @@ def devices(
         transfer / up**bandwidth_spread, float(jitter), seed)
 
 
+def check_times(name: str, devices: Devices) -> None:
+    """Refuse times that make no sense.
+
+    Raises:
+        SpecError: other than three arrays of as many positive or zero finite numbers, none of them
+            all zero for a client, or a jitter that is negative or not finite.
+    """
+    times = devices[:3]
+    arrays = all(isinstance(part, np.ndarray) and part.ndim == 1 for part in times)
+    good = arrays and len({len(part) for part in times}) == 1 and len(times[0]) > 0
+    good = good and bool(np.all(np.isfinite(times) & (np.array(times) >= 0)))
+    if not (good and devices.seconds.min() > 0 and 0 <= devices.jitter < np.inf):
+        raise SpecError(
+            name, need="devices with three numpy arrays of seconds for each client, finite and of "
+            "0 or more, above 0 together, and a jitter of 0 or more",
+            found=", ".join(type(part).__name__ for part in times) if not arrays else
+            f"others, of lengths {[len(part) for part in times]}, jitter={devices.jitter!r}",
+            fix="Make them with devices(data.counts), or numpy.asarray(...) your lists.")
+
+
 def check_devices(name: str, devices: Devices, num_clients: int) -> None:
     """Refuse devices of another federation.
 
@@ -178,6 +198,7 @@ def timed(
     if late not in ("partial", "dropped"):
         raise SpecError("timed", need='late="partial" or "dropped"', found=repr(late),
                         fix="Leave it out for the first.")
+    check_times("timed", devices)
     if deadline_seconds is not None:
         check_deadline("timed", deadline_seconds)
     name = f"timed({selection.name})"

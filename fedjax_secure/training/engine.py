@@ -125,7 +125,8 @@ class Engine:
         num_lanes: int = 16,
     ):
         for name, value, example in (("batch_size", batch_size, 32), ("num_lanes", num_lanes, 16)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or value < 1:
                 raise _refuse(f"an integer {name} of 1 or more", repr(value), f"Try {example}.")
         if dataset.x.shape[1] != model.num_features or len(dataset.classes) != model.num_classes:
             raise _refuse(
@@ -139,12 +140,12 @@ class Engine:
             raise _refuse("at least one device", "none", "Leave devices= out.")
         if layout not in (None, "ragged", "lanes"):
             raise _refuse('layout "ragged" or "lanes"', repr(layout), "Leave layout= out.")
-        self.model, self.dataset, self.batch_size = model, dataset, batch_size
+        self.model, self.dataset, self.batch_size = model, dataset, int(batch_size)
         self._several = jax.process_count() > 1
         # Every process has to hold a device, so that each gets the result.
         self.devices = tuple(chosen if self._several else chosen[: len(dataset.clients)])
         self.layout = layout or ("ragged" if self.devices[0].platform == "cpu" else "lanes")
-        self.num_lanes = num_lanes if self.layout == "lanes" else 1
+        self.num_lanes = int(num_lanes) if self.layout == "lanes" else 1
         mesh = Mesh(np.array(self.devices), (AXIS,))
         self._mesh = mesh
         self._everywhere = NamedSharding(mesh, P())

@@ -19,7 +19,7 @@ from ...training import (
     mean_loss,
     mean_over_steps,
 )
-from ..algorithm import Algorithm, Model, Params, check_number
+from ..algorithm import Algorithm, Model, Params, check_number, check_optimizer
 from ..fed_avg import check_local
 from .staleness import (
     Kind,
@@ -93,6 +93,7 @@ def fed_buff(
     check_staleness("fed_buff", staleness, a, b)
     check_versions("fed_buff", max_staleness)
     optimizer = optax.sgd(1.0) if server is None else server
+    check_optimizer("fed_buff's server", optimizer)
 
     def work(model, aggregation):
         def start(shared, own, state):
