@@ -91,7 +91,7 @@ def encode_columns(
 #: The 80 characters of LEAF's Shakespeare, in its order: a character's place is its number.
 ALPHABET = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 CHARACTER_NAMES = tuple({"\n": "newline", " ": "space"}.get(c, c) for c in ALPHABET)
-_PLACES = np.full(256, -1, np.int32)
+_PLACES = np.full(128, ALPHABET.index(" "), np.int32)
 _PLACES[np.frombuffer(ALPHABET.encode("ascii"), np.uint8)] = np.arange(len(ALPHABET))
 
 
@@ -111,5 +111,5 @@ def encode_text(text: str) -> np.ndarray:
     Source:
         Caldas et al. 2018, LEAF: A Benchmark for Federated Settings (its Shakespeare task).
     """
-    tokens = _PLACES[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
-    return np.where(tokens < 0, np.int32(ALPHABET.index(" ")), tokens)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return _PLACES[np.minimum(codes, 127)]  # 127 is no character of the alphabet

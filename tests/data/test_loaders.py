@@ -506,3 +506,101 @@ class TestHuggingFace:
         file = next((tmp_path / "ragged").glob("*.arrow"))
         file.write_bytes(file.read_bytes()[:50])
         refused("save_to_disk", fs.data.from_hugging_face, tmp_path / "ragged", **how)
+
+
+class TestPlausibleSlips:
+    @pytest.mark.parametrize(
+        ("words", "change"),
+        [
+            ("labels below 10,000", {"y": [0, 10**12] * 3}),
+            ("list of names, or their number", {"classes": "62"}),
+            ("list of names, or their number", {"classes": 2.0}),
+            ("2 without", {"clients": ["a", None, "b", "a", None, "b"]}),
+            ("1 without", {"clients": [1.0, np.nan, 1.0, 2.0, 2.0, 2.0]}),
+            ("masked values", {"x": np.ma.masked_greater(np.eye(6), 0)}),
+            ("numbers of shape [records, ...]", {"x": [[1], [1, 2], [1], [1], [1], [1]]}),
+            ("got int", {"test": 5}),
+            ("whole numbers of 0 or more", {"y": [0.0, np.inf] * 3}),
+        ],
+    )
+    def test_arrays(self, words, change):
+        given = {"x": np.eye(6), "y": [0, 1] * 3, "clients": list("aabbcc"), **change}
+        refused(words, fs.data.from_arrays, **given)
+
+    def test_a_large_label_is_taken_where_the_number_of_classes_is_given(self):
+        data = fs.data.from_arrays(np.eye(2), [0, 20_000], classes=20_001, test_fraction=0)
+        assert len(data.classes) == 20_001
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.zip", b"not a zip"),
+            ("a.tar", b"not a tar"),
+            ("a.csv.xz", b"not xz"),
+            ("a.csv.gz", gzip.compress(b"site,age,ill\na,1,0\n")[:10] + b"\xff" * 20),
+        ],
+    )
+    def test_broken_compressed_tables(self, tmp_path, name, content):
+        (tmp_path / name).write_bytes(content)
+        refused(
+            "needs comma-separated values", fs.data.from_csv, tmp_path / name, "site", "ill",
+            ranges={"age": (0, 1)},
+        )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"users": 5}, {"users": [["u"]]}, {"num_samples": 2}, {"user_data": [1]},
+            {"user_data": {"u": "xy"}}, {"user_data": {"u": ["x", "y"]}},
+            {"user_data": {"u": {"x": 1, "y": 2}}}, {"user_data": {"u": {"x": "ab", "y": "cd"}}},
+        ],
+    )  # fmt: skip
+    def test_json_of_another_structure(self, tmp_path, change):
+        content = {"users": ["u"], "num_samples": [2],
+                   "user_data": {"u": {"x": [[1, 2], [3, 4]], "y": [0, 1]}}}  # fmt: skip
+        (tmp_path / "a.json").write_text(json.dumps({**content, **change}))
+        refused("the LEAF file a.json needs", fs.data.from_leaf, tmp_path / "a.json")
+        (tmp_path / "b.json").write_text("[" * 100_000)
+        refused("whole JSON", fs.data.from_leaf, tmp_path / "b.json")
+
+    def test_whole_numbers_in_one_file_and_fractions_in_the_other(self, tmp_path):
+        for part, rows in (("train", [[1, 2], [3, 4]]), ("test", [[0.5, 2], [3, 4]])):
+            (tmp_path / part).mkdir()
+            (tmp_path / part / "a.json").write_text(json.dumps(
+                {"users": ["u"], "num_samples": [2], "user_data": {"u": {"x": rows, "y": [0, 1]}}}
+            ))  # fmt: skip
+        data = fs.data.from_leaf(tmp_path)
+        assert data.x.tolist() == [[1, 2], [3, 4]] and data.test_x.tolist() == [[0.5, 2], [3, 4]]
+
+    @pytest.mark.parametrize("length", [0, -1, "8", 1.5])
+    def test_a_length_that_no_text_has(self, tmp_path, length):
+        (tmp_path / "a.json").write_text(json.dumps(
+            {"users": ["u"], "num_samples": [1], "user_data": {"u": {"x": ["ab"], "y": ["c"]}}}
+        ))  # fmt: skip
+        refused("text_length", fs.data.from_leaf, tmp_path / "a.json", text_length=length)
+
+    def test_characters_outside_the_alphabet_are_spaces(self):
+        from fedjax_secure.data.encoding import encode_text
+
+        text = "a\u2014\u00e9\U0001f600\ud800\x7f~b"
+        assert "".join(ALPHABET[k] for k in encode_text(text)) == "a      b"
+
+
+class TestTableSlips:
+    TABLE = pd.DataFrame({"site": list("aabb"), "age": [30, 40, 50, 60], "ill": [0, 1, 0, 1]})
+
+    @pytest.mark.parametrize(
+        ("words", "change"),
+        [
+            ("classes as a list", {"classes": 2}),
+            ("features as a list", {"features": 1}),
+            ("may_be_missing as a list", {"may_be_missing": "age"}),
+            ("ranges by column", {"ranges": [("age", 0, 100)]}),
+            ("categories by column", {"categories": ["age"]}),
+            ("two or more distinct categories", {"ranges": None, "categories": {"age": 3}}),
+            ("one column in client=", {"client": ["site"]}),
+        ],
+    )
+    def test_arguments_of_another_kind(self, words, change):
+        given = {"client": "site", "label": "ill", "ranges": {"age": (0, 100)}, **change}
+        refused(words, fs.data.from_dataframe, self.TABLE, **given)

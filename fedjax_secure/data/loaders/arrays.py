@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
 from fedjax_secure.data.splitting import by_client, check_split, from_parts, from_records
+
+_MANY_CLASSES = 10_000  # a larger label is a slip, where nobody says that there are so many classes
 
 
 def from_arrays(
@@ -100,14 +102,15 @@ def assemble(
 ) -> FederatedDataset:
     """Does what `from_arrays` does; ``where`` says in messages who asks."""
     check_split(test_fraction, seed)
-    test_clients = None if test is None or len(test) < 3 else test[2]
+    given_parts = len(test) if isinstance(test, tuple | list) else 0
+    test_clients = test[2] if test is not None and given_parts > 2 else None
     parts = [_part(where, "", x, y, clients)]
     if test is not None:
-        if len(test) not in (2, 3) or (clients is None) != (test_clients is None):
+        if given_parts not in (2, 3) or (clients is None) != (test_clients is None):
             raise DataError(
                 where,
                 need="test=(x, y, clients), or (x, y) where there are no clients",
-                found=f"{len(test)} parts",
+                found=f"{given_parts} parts" if given_parts else type(test).__name__,
                 fix="Give the client of both the training and the held-out records, or of none.",
             )
         parts.append(_part(where, "held-out ", *test[:2], test_clients))
@@ -154,7 +157,14 @@ def assemble(
 def _part(
     where: str, kind: str, x: Any, y: Any, clients: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    records, labels = np.asarray(x), np.asarray(y)
+    records, labels = _array(x), _array(y)
+    if any(np.ma.is_masked(part) for part in (x, y, clients)):
+        raise DataError(
+            where,
+            need=f"a value in every place of the {kind}records, labels and clients",
+            found="masked values",
+            fix="Fill them by a public constant, x.filled(0), or drop such records.",
+        )
     if records.ndim < 2 or records.dtype.kind not in "fiub":
         raise DataError(
             where,
@@ -169,7 +179,8 @@ def _part(
             found=f"shape {list(labels.shape)}",
             fix="Check that records and labels belong together.",
         )
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)):
+    whole = labels.dtype.kind == "f" and np.isfinite(labels).all()
+    if whole and np.array_equal(labels, np.floor(labels)):
         labels = labels.astype(np.int64)
     if labels.size and (labels.dtype.kind not in "iub" or labels.min() < 0):
         raise DataError(
@@ -186,7 +197,47 @@ def _part(
             found=f"shape {list(ids.shape)}",
             fix="Give the client of each record.",
         )
+    missing = _missing(ids)
+    if missing:
+        raise DataError(
+            where,
+            need=f"the client of every one of the {kind}records",
+            found=f"{missing} without",
+            fix="Drop such records, or name their client.",
+        )
     return records, labels.astype(np.int64), ids
+
+
+def check_text_length(where: str, length: Any) -> None:
+    """Refuses a number of tokens that no text has.
+
+    Raises:
+        DataError: neither None nor a whole number of 1 or more.
+    """
+    whole = isinstance(length, int | np.integer) and not isinstance(length, bool)
+    if length is not None and not (whole and length >= 1):
+        raise DataError(
+            where,
+            need="text_length as a whole number of 1 or more",
+            found=repr(length),
+            fix="Write text_length=80, or leave it out.",
+        )
+
+
+def _array(values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:  # lists of different lengths
+        return np.empty(0, object)
+
+
+def _missing(ids: np.ndarray) -> int:
+    """How many ids are None or NaN."""
+    if ids.dtype.kind == "f":
+        return int(np.isnan(ids).sum())
+    if ids.dtype.kind != "O":
+        return 0
+    return sum(v is None or type(v).__name__ == "NAType" or v != v for v in ids.tolist())
 
 
 def _number(ids: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -209,9 +260,24 @@ def _joined(where: str, parts: list[np.ndarray]) -> np.ndarray:
 
 def _classes(where: str, classes: Any, labels: np.ndarray) -> Sequence[str]:
     most = int(labels.max()) + 1
-    names = classes
+    if classes is None and most > max(_MANY_CLASSES, len(labels)):
+        raise DataError(
+            where,
+            need=f"labels below {max(_MANY_CLASSES, len(labels)):,} where classes are not given",
+            found=f"{most - 1}",
+            fix="Number the classes from 0 without gaps, or give their number in classes=.",
+        )
     if classes is None or isinstance(classes, int | np.integer):
         names = [str(k) for k in range(max(most, 2) if classes is None else int(classes))]
+    elif isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise DataError(
+            where,
+            need="classes as a list of names, or their number",
+            found=repr(classes),
+            fix="Write classes=10, for example.",
+        )
+    else:
+        names = [str(name) for name in classes]
     if most > len(names):
         raise DataError(
             where,

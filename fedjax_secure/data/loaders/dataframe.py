@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,8 +103,22 @@ def from_dataframe(
         raise _refuse(
             "a client column and a label column", f"{client!r} for both", "Name two columns."
         )
-    if isinstance(features, str):
-        raise _refuse("features as a list", repr(features), f"Write features=[{features!r}].")
+    for argument, value in (("features", features), ("classes", classes),
+                            ("may_be_missing", may_be_missing)):  # fmt: skip
+        if isinstance(value, str) or not isinstance(value, Iterable | None):
+            raise _refuse(
+                f"{argument} as a list", repr(value), f"Write {argument}=[{value!r}, ...]."
+            )
+    for argument, value in (("ranges", ranges), ("categories", categories)):
+        if not isinstance(value, Mapping | None):
+            raise _refuse(
+                f"{argument} by column, as a dict",
+                type(value).__name__,
+                f"Write {argument}={{column: ...}}.",
+            )
+    for argument, value in (("client", client), ("label", label)):
+        if not isinstance(value, Hashable):
+            raise _refuse(f"one column in {argument}=", repr(value), "Give its name.")
     if features is None:
         features = [c for c in df.columns if c not in (client, label)]
     check_split(test_fraction, seed)
@@ -355,7 +369,8 @@ def _number_feature(
 def _category_feature(
     column: pd.Series, name: str, categories: Sequence[Hashable], indicator: bool
 ) -> tuple[Column, np.ndarray]:
-    values = [categories] if isinstance(categories, str) else list(categories)
+    one = isinstance(categories, str) or not isinstance(categories, Iterable)
+    values = [categories] if one else list(categories)
     if len(set(values)) != len(values) or len(values) < 2:
         raise _refuse(
             f"two or more distinct categories for {name!r}", _short(values), "List its values."

@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
 from fedjax_secure.data.encoding import encode_text
-from fedjax_secure.data.loaders.arrays import assemble
+from fedjax_secure.data.loaders.arrays import assemble, check_text_length
 
 
 def from_hugging_face(
@@ -68,6 +68,7 @@ def from_hugging_face(
             "no package of that name",
             "Run: pip install datasets",
         )
+    check_text_length(where, text_length)
     parts = _splits(path, where, split, test_split)
     names = [features] if isinstance(features, str) else list(features)
     for part in parts:

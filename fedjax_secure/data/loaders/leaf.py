@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
 from fedjax_secure.data.encoding import ALPHABET, CHARACTER_NAMES, encode_text
-from fedjax_secure.data.loaders.arrays import assemble
+from fedjax_secure.data.loaders.arrays import assemble, check_text_length
 from fedjax_secure.data.loaders.idx import read_file
 
 _TWEET = 4  # where Sent140's lists of six have the text
@@ -76,6 +76,7 @@ def from_leaf(
     """
     path = Path(path)
     where = f"from_leaf({path.name})"
+    check_text_length(where, text_length)
     train, test = _files(path, where)
     first = _users(train, where)
     parts = [_part(first, text_length, where)]
@@ -122,13 +123,15 @@ def _files(path: Path, where: str) -> tuple[list[Path], list[Path]]:
     return files[0], files[1] if len(files) > 1 else []
 
 
-def _users(files: list[Path], where: str) -> dict[str, dict[str, list]]:
-    found: dict[str, dict[str, list]] = {}
+def _users(files: list[Path], where: str) -> dict[str, dict[str, Any]]:
+    """Each user's records and labels; rows of numbers as an array, which takes a tenth of a list's
+    memory."""
+    found: dict[str, dict[str, Any]] = {}
     for file in files:
         of = f"the LEAF file {file.name}"
         try:
             content = json.loads(read_file(file, of))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _refuse(of, "whole JSON", str(error), "Make it again: is it truncated?") from None
         absent = [
             part
@@ -138,6 +141,14 @@ def _users(files: list[Path], where: str) -> dict[str, dict[str, list]]:
         if absent:
             raise _refuse(of, "users, num_samples and user_data", f"no {absent}", "Is it LEAF's?")
         users, counts, data = (content[k] for k in ("users", "num_samples", "user_data"))
+        if not (_listed(users, str | int) and _listed(counts, int | float)) or not isinstance(
+            data, dict
+        ):
+            raise _refuse(
+                of, "lists of users and num_samples, and user_data by user",
+                f"{type(users).__name__}, {type(counts).__name__} and {type(data).__name__}",
+                "Is it LEAF's?",
+            )  # fmt: skip
         if len(users) != len(counts) or len(set(users)) != len(users):
             raise _refuse(
                 of, "one count for each user, and each once", f"{len(users)} users, of which "
@@ -148,36 +159,58 @@ def _users(files: list[Path], where: str) -> dict[str, dict[str, list]]:
                 raise _refuse(
                     of, "users who are in no other file", repr(user), "Remove the old file."
                 )
-            own = data.get(user)
-            lengths = (len(own["x"]), len(own["y"])) if own and {"x", "y"} <= set(own) else None
+            own = data.get(str(user))
+            whole = isinstance(own, dict) and all(isinstance(own.get(k), list) for k in "xy")
+            lengths = (len(own["x"]), len(own["y"])) if whole else None
             if lengths != (count, count):
                 raise _refuse(
                     of, f"{count} records and labels of user {user!r}", f"{lengths}",
                     "Make it again: counts and records do not match.",
                 )  # fmt: skip
             if count:
-                found[user] = own
+                found[user] = {"x": _compact(own["x"]), "y": own["y"]}
     if not found:
         raise _refuse(where, "one record at least", "none", "Check how the files were made.")
     return found
 
 
+def _listed(values: Any, kinds: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kinds) for value in values)
+
+
+def _compact(records: list[Any]) -> Any:
+    """Rows of numbers as float32; what is anything else, as it is."""
+    try:
+        array = np.array(records)
+    except ValueError:
+        return records
+    if array.dtype.kind not in "fiub" or array.ndim != 2:
+        return records
+    with np.errstate(over="ignore"):  # infinity is refused later
+        return array.astype(np.float32)
+
+
 def _part(
-    users: dict[str, dict[str, list]], text_length: int | None, where: str
+    users: dict[str, dict[str, Any]], text_length: int | None, where: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool, bool]:
     """Records, labels and clients; are they text, and are the labels characters?"""
-    records = [record for own in users.values() for record in own["x"]]
+    blocks = [own["x"] for own in users.values()]
+    if all(isinstance(b, np.ndarray) and b.shape[1] == blocks[0].shape[1] for b in blocks):
+        records: Any = np.concatenate(blocks)
+    else:
+        records = [record for block in blocks for record in block]
     labels = [label for own in users.values() for label in own["y"]]
     clients = np.repeat(list(users), [len(own["y"]) for own in users.values()])
-    tweets = all(
+    numbers = isinstance(records, np.ndarray)
+    tweets = not numbers and all(
         isinstance(r, list) and len(r) > _TWEET and isinstance(r[_TWEET], str) for r in records
     )
     texts = [r[_TWEET] for r in records] if tweets else records
-    text = all(isinstance(t, str) for t in texts)
+    text = not numbers and all(isinstance(t, str) for t in texts)
     if text:
         x = _tokens(texts, text_length or (140 if tweets else None), where)
     else:
-        x = _numbers(records, where)
+        x = records if numbers else _numbers(records, where)
     characters = all(isinstance(label, str) and len(label) == 1 for label in labels)
     if characters:
         unknown = sorted({label for label in labels if label not in ALPHABET})

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import os
+import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +57,11 @@ def from_csv(
         read_file(path, where)  # says why
     try:
         table = pd.read_csv(path, **(read or {}))
-    except (ValueError, OSError, EOFError, TypeError) as error:
+    except (ValueError, OSError, EOFError, TypeError, ImportError, *_BROKEN) as error:
         raise DataError(
             where,
             need="comma-separated values with a header",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            found=_said(error),
             fix="Check the file, or pass read={...}, the arguments of pandas.read_csv.",
         ) from None
     return _named(path, table, client, label, arguments)
@@ -101,10 +105,20 @@ def from_parquet(
         raise DataError(
             where,
             need="a whole Parquet file",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            found=_said(error),
             fix="Make or download it again.",
         ) from None
     return _named(path, table, client, label, arguments)
+
+
+# What decompressing a broken file raises, beside OSError and EOFError.
+_BROKEN = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+
+
+def _said(error: Exception) -> str:
+    """An error's kind and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _named(
