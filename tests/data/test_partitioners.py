@@ -298,3 +298,14 @@ def test_bad_settings_are_refused(call, words):
     with pytest.raises(DataError) as error:
         call()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("alpha", [1e30, 1e300, 1.7e308])
+def test_a_very_large_concentration_is_even_and_not_its_opposite(alpha):
+    labels = np.repeat([0, 1], 50)
+    for shares in (
+        fs.data.dirichlet(labels, 5, alpha=alpha),
+        fs.data.dirichlet(labels, 5, alpha=alpha, equal_sizes=True),
+        fs.data.quantity_skew(labels, 5, beta=alpha),
+    ):
+        assert np.bincount(shares).tolist() == [20] * 5

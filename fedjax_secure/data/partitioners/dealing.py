@@ -12,6 +12,9 @@ from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset, frozen
 from fedjax_secure.data.splitting import by_client, check_split
 
+#: Of a Dirichlet law: above it the shares are even to all digits, and their sum would overflow.
+LARGEST_CONCENTRATION = 1e30
+
 Deal = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
-from fedjax_secure.data.partitioners.dealing import deal_records, positive
+from fedjax_secure.data.partitioners.dealing import LARGEST_CONCENTRATION, deal_records, positive
 from fedjax_secure.data.partitioners.even import even_clients
 
 
@@ -90,7 +90,8 @@ def dirichlet(
 
 
 def _shares(concentration: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    shares = random.dirichlet(concentration)
+    # Gamma variates are summed: beyond this the sum overflows, and shares are even long before.
+    shares = random.dirichlet(np.minimum(concentration, LARGEST_CONCENTRATION))
     if not np.isfinite(shares).all():  # every gamma variate underflowed: one takes all
         shares = np.zeros(len(concentration))
         shares[random.choice(len(shares), p=concentration / concentration.sum())] = 1

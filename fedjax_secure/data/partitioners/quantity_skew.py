@@ -9,7 +9,12 @@ import numpy as np
 
 from fedjax_secure.core.errors import DataError
 from fedjax_secure.data.dataset import FederatedDataset
-from fedjax_secure.data.partitioners.dealing import apportion, deal_records, positive
+from fedjax_secure.data.partitioners.dealing import (
+    LARGEST_CONCENTRATION,
+    apportion,
+    deal_records,
+    positive,
+)
 
 
 @overload
@@ -80,11 +85,11 @@ def quantity_skew(
 
     def deal(labels, random):
         if name == "beta":
-            weights = random.dirichlet(np.full(num_clients, value))
+            weights = random.dirichlet(np.full(num_clients, min(value, LARGEST_CONCENTRATION)))
             if not np.isfinite(weights).all():  # every gamma variate underflowed: one takes all
                 weights = np.eye(num_clients)[random.randint(num_clients)]
         else:
-            logs = value * random.standard_normal(num_clients)
+            logs = min(value, 1e300) * random.standard_normal(num_clients)
             weights = np.exp(logs - logs.max())
         rest = len(labels) - num_clients * min_records
         sizes = min_records + apportion(rest, weights, random)
