@@ -217,7 +217,18 @@ class FederatedDataset:
         return np.diff(self.test_offsets)
 
     def rows(self, client: int) -> np.ndarray:
-        """Returns the row numbers of a client's training records, ``[count] int32``."""
+        """Returns the row numbers of a client's training records, ``[count] int32``.
+
+        Raises:
+            DataError: no client of that number.
+        """
+        whole = isinstance(client, int | np.integer) and not isinstance(client, bool)
+        if not whole or not 0 <= client < self.num_clients:
+            raise _refuse(
+                f"a client's number from 0 to {self.num_clients - 1}",
+                repr(client),
+                "dataset.clients.index(name) is that of a name.",
+            )
         return np.arange(self.offsets[client], self.offsets[client + 1], dtype=np.int32)
 
     @cached_property
@@ -260,6 +271,12 @@ class FederatedDataset:
             digest.update(np.sort(records.view(f"V{records.shape[1]}").ravel()).tobytes())
         return digest.hexdigest()
 
+    def __setstate__(self, state: dict[str, Any]):
+        """A copy, or a dataset out of a pickle, is read-only again."""
+        self.__dict__.update(state)
+        for name in _ARRAYS:
+            frozen(getattr(self, name))
+
     def _digest_of_meaning(self):
         digest = hashlib.sha256(b"fedjax_secure federated dataset 1\n")
         for part in (self.clients, self.feature_names, self.classes, (self.unit,)):
@@ -292,7 +309,7 @@ class FederatedDataset:
             True
         """
         made = replace(self, **changes)
-        if not self.population and "population" not in changes:
+        if not made.population:
             object.__setattr__(made, "_origin", self if self._origin is None else self._origin)
         return made
 

@@ -361,3 +361,29 @@ def test_the_picture_of_many_classes_is_a_map():
     shares = counts / counts.sum(axis=1, keepdims=True)
     assert np.allclose(image.get_array(), shares.T)
     assert np.array_equal(data.label_counts, counts)
+
+
+def test_a_copy_or_a_pickle_is_read_only_and_of_the_same_people():
+    import copy
+    import pickle
+
+    data = make().pooled()
+    for again in (pickle.loads(pickle.dumps(data)), copy.deepcopy(data), copy.copy(data)):
+        assert again.fingerprint == data.fingerprint
+        assert again.population_fingerprint == make().population_fingerprint
+        with pytest.raises(ValueError, match="read-only"):
+            again.x[0, 0] = 7
+
+
+def test_taking_the_populations_name_away_gives_no_second_budget():
+    named = make(population="village")
+    nameless = named.derive(population="", name="other").derive(population="")
+    assert nameless.population_fingerprint == named.population_fingerprint
+    assert named.derive(population="town").population_fingerprint != named.population_fingerprint
+
+
+@pytest.mark.parametrize("client", [-1, 2, "b", True, 0.0])
+def test_rows_of_a_client_that_is_not_there_are_refused(client):
+    with pytest.raises(DataError, match="a client's number from 0 to 1"):
+        make().rows(client)
+    assert make().rows(np.int32(0)).tolist() == [0, 1, 2]
