@@ -24,6 +24,7 @@ from ..core import (
     ResumeError,
     RoundRecord,
     RoundState,
+    Sampling,
     Setting,
     Signer,
     Spec,
@@ -136,6 +137,7 @@ class Federation:
         self._traces: Counter[str] = Counter()
         self._rounds = Rounds(model, data, algorithm, aggregation, self.selection, self.source,
                               chunk_clients=chunk_clients)
+        self._rounds.require_storable()
         self.spec, states = self._plan(min_clients, denominator, aggregator)
         self.spend = self._spend()
         # What can be refused is refused before the folder is taken for this run.
@@ -171,12 +173,17 @@ class Federation:
                 found=f"{self.algorithm.name}, whose clients take several steps",
                 fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
         fewest = 1 if min_clients is None else min_clients
+        drawn = self.selection.sampling
+        secret = drawn is not None and drawn.kind == "poisson" and drawn.unit == "client"
+        if secret and not self.selection.hides_drawn:
+            # Submissions and records name who answered, so nobody's coin is secret.
+            drawn, secret = Sampling("public", 1.0, "client"), False
         spec = Spec(
             dim=self._rounds.work.width,
             num_clients=self.selection.most_clients(self.data.num_clients),
             num_records=len(self.data.y),
             denominator=denominator,
-            min_clients=fewest, sampling=self.selection.sampling, mode=self.source.mode,
+            min_clients=fewest, sampling=drawn, mode=self.source.mode,
             unit_name=self.data.unit, client_name=self.data.client_unit, aggregator=aggregator)
         states, chained = self.aggregation.init(spec)
         if chained.mechanism is not None and self.selection.reads_data:
@@ -185,8 +192,6 @@ class Federation:
                 "look at the clients' records: one client's records would decide who else takes "
                 "part, which no noise covers", found="one that reads their losses",
                 fix="Use fs.selection.uniform_clients(...) or poisson_clients(...).")
-        drawn = self.selection.sampling
-        secret = drawn is not None and drawn.kind == "poisson" and drawn.unit == "client"
         if chained.mechanism is not None and self.algorithm.cohort_weights and secret:
             raise SpecError(
                 f"{self.algorithm.name} with noise and secret coins for clients",

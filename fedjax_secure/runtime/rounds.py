@@ -318,6 +318,19 @@ class Rounds:
 
         return _digest(one, *self._shapes(), states, own, kept, batch, done)
 
+    def require_storable(self) -> None:
+        """Refuses a server whose state cannot be kept on disk.
+
+        Raises:
+            SpecError: JAX's typed random keys, as optax.add_noise keeps one.
+        """
+        for leaf in jax.tree.leaves(self._shapes()):
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise SpecError(
+                    "a federation", need="a server whose state is plain arrays, to be kept on disk",
+                    found="a random key (optax.add_noise keeps one)",
+                    fix="Use another server optimiser, or fs.Simulation(...).")
+
     def _shapes(self) -> tuple[Any, Any]:
         """Of the model's parameters, and of the server's state."""
         params = jax.eval_shape(self.model.init, jax.random.key(0))

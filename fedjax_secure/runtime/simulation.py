@@ -132,7 +132,7 @@ class Simulation:
         self._keyed = bool(aggregation.stages) or algorithm.one_step
         self._traces: Counter[str] = Counter()
         self._step = self._compiled("step", self.rounds.server_step)
-        self._last = -1
+        self._last: tuple[int, Any] | None = None
 
     def init(self, key: jax.Array | None = None) -> RoundState:
         """A fresh model, and clients that have kept nothing.
@@ -142,7 +142,7 @@ class Simulation:
         """
         params = self.model.init(jax.random.key(0) if key is None else key)
         self.rounds.open_states(params)
-        self._last = 0
+        self._last = 0, params
         return self.rounds.fresh(params)
 
     def run(self, state: RoundState, *, rounds: int) -> Iterator[tuple[RoundState, RoundReport]]:
@@ -175,9 +175,11 @@ class Simulation:
 
     def _round(self, state: RoundState) -> tuple[RoundState, RoundReport]:
         started, number = time.perf_counter(), int(state.round) + 1
-        if self.rounds.work.state_size and self._last != state.round:
-            raise SpecError("run", need=f"the state after round {max(self._last, 0)}, of which "
-                            "the clients' own states are", found=f"that after {state.round}",
+        if self.rounds.work.state_size and not self._is_last(state):
+            last = 0 if self._last is None else self._last[0]
+            raise SpecError("run", need=f"the state after round {last}, of which the clients' own "
+                            "states are", found=f"that after {state.round}"
+                            if last != state.round else "another run's",
                             fix="Begin with init(), and pass the last state that run() gave.")
         rounds = self.rounds
         if rounds.states is not None:
@@ -188,7 +190,7 @@ class Simulation:
         rounds.require_finite_model(number, params, server_state)
         if rounds.states is not None:
             rounds.states.commit(number)
-        self._last = number
+        self._last = number, params
         selection = rounds.observe(state, cohort, metrics, steps)
         state = RoundState(params, server_state, {}, number, selection)
         jax.block_until_ready(params)
@@ -198,6 +200,14 @@ class Simulation:
             number, len(cohort.taking_part), int(steps.sum()),
             _weighted(metrics.get("loss"), steps), time.perf_counter() - started,
             cohort.seconds, evaluation)
+
+    def _is_last(self, state: RoundState) -> bool:
+        """Whether a state is the one that the clients' own states belong to."""
+        if self._last is None or self._last[0] != state.round:
+            return False
+        ours, theirs = jax.tree.leaves(self._last[1]), jax.tree.leaves(state.params)
+        return len(ours) == len(theirs) and all(
+            a is b or np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
     def _keys(self, cohort) -> np.ndarray:
         keys = np.zeros((self.data.num_clients, 8), np.uint32)

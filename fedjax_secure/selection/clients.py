@@ -85,7 +85,8 @@ def poisson_clients(rate: float, *, everyone_answers: bool = False) -> Selection
 
     Assumes:
         Whoever profits from the amplification does not learn who was drawn. Unless everyone
-        answers, the server does: against it nothing is amplified.
+        answers, messages and records tell it, so a federation counts every round as if everyone
+        took part.
 
     Raises:
         SpecError: a rate outside (0, 1].
@@ -133,7 +134,7 @@ def poisson_clients(rate: float, *, everyone_answers: bool = False) -> Selection
         "poisson_clients", Sampling("poisson", float(rate), "client"), draw,
         expected_clients=lambda n, available=None: float(rate) * (
             n if available is None else int(np.sum(available))),
-        settings=f"rate={float(rate)!r}, {everyone_answers=}")
+        settings=f"rate={float(rate)!r}, {everyone_answers=}", hides_drawn=bool(everyone_answers))
 
 
 def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> Selection:
@@ -157,12 +158,12 @@ def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> S
         For any vectors v_i, the sum over the drawn of ``scale_i v_i``, over ``clients``, has the
         mean of all v_i as its expectation. The accountant takes the largest probability: each
         client is drawn by a coin of its own with no more than that, so Poisson sampling with that
-        rate loses at least as much privacy.
+        rate loses at least as much privacy to whoever does not learn who was drawn. A federation's
+        messages and records tell it: there every round counts as if everyone took part.
 
     Assumes:
         The numbers are public and no client's data changes them: a client that is removed keeps
-        its number. And, as without ``everyone_answers`` in :func:`poisson_clients`, the server
-        learns who was drawn.
+        its number.
 
     Raises:
         SpecError: numbers that are not positive and finite, or not as many as there are clients; an

@@ -86,6 +86,9 @@ class Selection(NamedTuple):
         reads_data: whether who takes part depends on the clients' examples. Then one client's
             data decides about others, no noise covers that, and differential privacy is refused.
         settings: what else the draw depends on, as text: another text is another run.
+        hides_drawn: clients that are not drawn answer too, so that messages and records do not
+            tell who was drawn. A federation takes coins for clients to amplify privacy only then:
+            its records name who answered.
     """
 
     name: str
@@ -97,3 +100,4 @@ class Selection(NamedTuple):
     most_clients: Callable[[int], int] = int
     reads_data: bool = False
     settings: str = ""
+    hides_drawn: bool = False

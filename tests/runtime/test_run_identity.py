@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import numpy as np
 import optax
 import pytest
@@ -77,3 +78,27 @@ def test_personal_models_of_clients_that_do_not_exist_are_refused(data):
     other = fs.Simulation(model, data, fs.algorithms.ditto(0.1))
     with pytest.raises(SpecError, match="of another simulation"):
         other.personal(state)([0])
+
+
+def test_clients_states_go_on_with_their_own_runs_model_only(data):
+    model = fs.models.from_flax(Net(True), data, name="net")
+    simulation = fs.Simulation(model, data, fs.algorithms.scaffold(0.1))
+    first, _ = next(simulation.run(simulation.init(jax.random.key(1)), rounds=1))
+    second, _ = next(simulation.run(simulation.init(jax.random.key(2)), rounds=1))
+    with pytest.raises(SpecError, match="the state after round 1.*another run's"):
+        next(simulation.run(first, rounds=2))
+    on_the_host = jax.tree.map(np.asarray, second)._replace(round=1)
+    state, report = next(simulation.run(on_the_host, rounds=2))
+    assert (state.round, report.clients) == (2, CLIENTS)
+
+
+def test_a_server_state_that_no_disk_keeps_is_refused_before_the_folder_is_taken(data, tmp_path):
+    noisy = optax.chain(optax.add_noise(0.01, 0.5, 0), optax.sgd(1.0))
+    algorithm = fs.algorithms.fed_avg(0.1, server=noisy)
+    model, folder = fs.models.logistic_regression(data), tmp_path / "run"
+    with pytest.raises(SpecError, match="a random key"):
+        fs.Federation(model, data, algorithm, fs.chain(), seed=0, folder=folder)
+    assert not folder.exists()
+    simulation = fs.Simulation(model, data, algorithm)
+    _, report = next(simulation.run(simulation.init(), rounds=1))
+    assert report.round == 1

@@ -51,11 +51,21 @@ def test_poisson_clients_that_all_answer_spend_less_than_a_fixed_size(data):
     assert spent(poisson) < 0.8 * spent(fixed)
 
 
-def test_the_rate_of_importance_sampling_is_its_largest(data):
-    weights = np.arange(1.0, CLIENTS + 1)
-    selection = fs.selection.importance_clients(3.0, by=weights)
+@pytest.mark.parametrize("selection", [
+    fs.selection.importance_clients(3.0, by=np.arange(1.0, CLIENTS + 1)),
+    fs.selection.poisson_clients(0.25),
+    fs.selection.available(fs.selection.poisson_clients(0.25), np.ones((2, CLIENTS), bool))],
+    ids=lambda selection: selection.name)
+def test_coins_that_messages_tell_amplify_nothing(data, selection):
+    assert selection.sampling.rate < 1.0
     with federation(data, selection) as made:
-        assert made.spend.sampling_rate == pytest.approx(3.0 * 12 / weights.sum())
+        assert made.spend.sampling_rate == 1.0
+        told = str(made.threat_model())
+    assert "the draw amplifies nothing" in told and "sampling rate 1 a round" in told
+    hidden = fs.selection.poisson_clients(0.25, everyone_answers=True)
+    hidden = fs.selection.available(hidden, np.ones((2, CLIENTS), bool))
+    with federation(data, hidden) as made:
+        assert made.spend.sampling_rate == 0.25
 
 
 def test_rounds_that_lack_noise_shares_are_refused(data):
