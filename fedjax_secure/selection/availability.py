@@ -21,9 +21,10 @@ def available(selection: Selection, trace: np.ndarray) -> Selection:
             Round r is at time r - 1; after the last time the trace begins again.
 
     Returns:
-        A :class:`Selection`. In a round in which nobody is available nobody takes part, and the
-        model stays as it is. Sums are divided by the expected number of clients over the whole
-        trace, so that a round with few of them moves the model less.
+        A :class:`Selection`. In a round in which nobody is available nobody takes part: the mean is
+        zero, so the model moves only where the server has momentum left. Sums are divided by the
+        expected number of clients over the whole trace, so that a round with few of them moves the
+        model less.
 
     Guarantees:
         Who is not available is not drawn. Poisson coins stay as they are for those who are, so the

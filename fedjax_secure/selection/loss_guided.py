@@ -153,6 +153,9 @@ def oort(
 
     if devices is not None:
         check_times("oort", devices)
+        if devices.seconds.min() <= 0:
+            raise SpecError("oort", need="clients that take some time", found="one that takes none",
+                            fix="Leave devices= out, or give it a second.")
 
     def init(people: Candidates) -> dict[str, np.ndarray]:
         n = len(people.clients)

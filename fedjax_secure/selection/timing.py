@@ -113,17 +113,17 @@ def check_times(name: str, devices: Devices) -> None:
     """Refuse times that make no sense.
 
     Raises:
-        SpecError: other than three arrays of as many positive or zero finite numbers, none of them
-            all zero for a client, or a jitter that is negative or not finite.
+        SpecError: other than three arrays of as many finite numbers of 0 or more, or a jitter that
+            is negative or not finite.
     """
     times = devices[:3]
     arrays = all(isinstance(part, np.ndarray) and part.ndim == 1 for part in times)
     good = arrays and len({len(part) for part in times}) == 1 and len(times[0]) > 0
     good = good and bool(np.all(np.isfinite(times) & (np.array(times) >= 0)))
-    if not (good and devices.seconds.min() > 0 and 0 <= devices.jitter < np.inf):
+    if not (good and 0 <= devices.jitter < np.inf):
         raise SpecError(
             name, need="devices with three numpy arrays of seconds for each client, finite and of "
-            "0 or more, above 0 together, and a jitter of 0 or more",
+            "0 or more, and a jitter of 0 or more",
             found=", ".join(type(part).__name__ for part in times) if not arrays else
             f"others, of lengths {[len(part) for part in times]}, jitter={devices.jitter!r}",
             fix="Make them with devices(data.counts), or numpy.asarray(...) your lists.")
@@ -171,7 +171,8 @@ def timed(
 
     Returns:
         A :class:`Selection` whose cohorts have ``seconds``. Sums are divided by the number of
-        clients that are expected to be in time.
+        clients that are expected to be in time, where all are as likely to be drawn. With
+        ``importance_clients`` that is not so: give the federation its own ``denominator``.
 
     Guarantees:
         Times follow from public numbers, so that the accountant is told what ``selection`` tells.
@@ -253,4 +254,5 @@ def _chance_in_time(needed: np.ndarray, deadline: float | None, jitter: float) -
         return np.ones(len(needed))
     if not jitter:
         return (needed < deadline).astype(np.float64)
+    needed = np.maximum(needed, 1e-100)  # who needs no time is in time
     return ndtr(np.log(deadline / needed) / jitter)

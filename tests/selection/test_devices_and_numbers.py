@@ -21,9 +21,8 @@ ONES = np.ones(3)
     Devices(ONES, np.array([1.0, np.nan, 1.0]), ONES),
     Devices(ONES, np.array([1.0, -5.0, 1.0]), ONES),
     Devices(ONES, np.ones(2), ONES),
-    Devices(np.zeros(3), np.array([0.0, 1.0, 1.0]), np.zeros(3)),
     Devices(ONES, ONES, ONES, jitter=-0.1),
-], ids=["lists", "nan", "negative", "lengths", "no time", "jitter"])
+], ids=["lists", "nan", "negative", "lengths", "jitter"])
 @pytest.mark.parametrize("make", [
     lambda devices: arrivals(devices, concurrency=2),
     lambda devices: fed_cs(100.0, devices),
@@ -33,6 +32,17 @@ ONES = np.ones(3)
 def test_times_that_make_no_sense_are_refused(make, devices):
     with pytest.raises(SpecError, match="three numpy arrays of seconds"):
         make(devices)
+
+
+def test_clients_that_take_no_time_are_refused_only_where_time_divides():
+    nothing = Devices(np.zeros(3), np.array([0.0, 1.0, 1.0]), np.zeros(3), jitter=0.1)
+    people = Candidates(("a", "b", "c"), np.arange(0, 8, 2))
+    cohort = arrivals(nothing, concurrency=3).draw(source(0), 1, people, ())
+    assert cohort.taking_part.tolist() == [0] and cohort.seconds == 0.0
+    partial = timed(fs.selection.all_records(), nothing, deadline_seconds=5.0)
+    assert partial.expected_clients(3) == 3.0
+    with pytest.raises(SpecError, match="clients that take some time"):
+        oort(2, devices=nothing)
 
 
 def test_whole_numbers_of_numpy_describe_a_run_as_plain_ones_do():
