@@ -40,7 +40,7 @@ from ..privacy import Budget, Spend, compose
 from ..selection import Selection, all_records
 from ..training import evaluate
 from .clients import Clients, RoundInput
-from .rounds import Rounds, denominator_of
+from .rounds import Rounds, check_parts, denominator_of
 from .storage import Journal, Sent
 
 _COORDINATOR = "coordinator"
@@ -127,7 +127,9 @@ class Federation:
                 "a federation", need="one process: its secrets, folder and ledger are no other's",
                 found=f"{jax.process_count()} joined by jax.distributed",
                 fix="Use fs.Simulation(...), which runs on all of them, or start one process.")
-        self.aggregation, self.selection = aggregation, selection or all_records()
+        self.aggregation = aggregation
+        self.selection = all_records() if selection is None else selection
+        check_parts("the federation", model, data, algorithm, aggregation, self.selection)
         denominator = denominator_of(algorithm, self.selection, data, denominator)
         algorithm = algorithm.for_federation(data.num_clients, denominator)
         self.model, self.data, self.algorithm = model, data, algorithm

@@ -50,6 +50,25 @@ def chunk_size(chunk_clients: int | None, num_clients: int, dim: int) -> int:
     return min(int(chunk_clients), num_clients)
 
 
+def check_parts(where: str, model: Any, data: Any, algorithm: Any, aggregation: Any,
+                selection: Any) -> None:
+    """Refuse parts in another order, or functions that make them in their place.
+
+    Raises:
+        SpecError: a part that is something else.
+    """
+    for name, part, kind, example in (
+            ("data", data, FederatedDataset, "fs.data.heart_disease()"),
+            ("algorithm", algorithm, Algorithm, "fs.algorithms.fed_avg(0.1)"),
+            ("aggregation", aggregation, Aggregation, "fs.chain(...)"),
+            ("selection", selection, Selection, "fs.selection.uniform_clients(10)")):
+        if not isinstance(part, kind):
+            swapped = name == "data" and isinstance(model, FederatedDataset)
+            raise SpecError(where, need=f"{name}, as {example} gives", found=f"{part!r}"[:100],
+                            fix="Give the model first, and then the data." if swapped else
+                            "Call the function that makes it.")
+
+
 def denominator_of(algorithm: Algorithm, selection: Selection, data: FederatedDataset,
                    asked: float | None) -> float:
     """The public constant by which a round's sum is divided.

@@ -17,7 +17,7 @@ from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Selection, all_records
 from ..training import Evaluation, evaluate
-from .rounds import Rounds, denominator_of
+from .rounds import Rounds, check_parts, denominator_of
 
 
 class RoundReport(NamedTuple):
@@ -104,7 +104,8 @@ class Simulation:
         devices: Sequence[Any] | None = None,
     ):
         aggregation = chain() if aggregation is None else aggregation
-        selection = selection or all_records()
+        selection = all_records() if selection is None else selection
+        check_parts("the simulation", model, data, algorithm, aggregation, selection)
         if not isinstance(evaluate_every, int) or evaluate_every < 0:
             raise SpecError("the simulation", need="evaluate_every, a whole number of 0 or more",
                             found=repr(evaluate_every), fix="0 never evaluates.")

@@ -102,3 +102,17 @@ def test_a_server_state_that_no_disk_keeps_is_refused_before_the_folder_is_taken
     simulation = fs.Simulation(model, data, algorithm)
     _, report = next(simulation.run(simulation.init(), rounds=1))
     assert report.round == 1
+
+
+@pytest.mark.parametrize("made", [fs.Simulation, fs.Federation])
+def test_parts_of_another_kind_are_refused(made, data):
+    model, algorithm = fs.models.logistic_regression(data), fs.algorithms.fed_avg(0.1)
+    chain, clip = fs.chain(), fs.privacy.clip(1.0)
+    for parts, selection, says in (
+            ((data, model, algorithm, chain), None, "the model first"),
+            ((model, data, fs.algorithms.fed_avg, chain), None, "needs algorithm"),
+            ((model, data, algorithm, [clip]), None, "needs aggregation"),
+            ((model, data, algorithm, chain), fs.selection.uniform_clients, "needs selection"),
+            ((model, data, algorithm, chain), "uniform", "needs selection")):
+        with pytest.raises(SpecError, match=says):
+            made(*parts, selection=selection)
