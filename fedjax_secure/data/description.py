@@ -62,18 +62,18 @@ def describe(data: FederatedDataset) -> pd.DataFrame:
 
 def draw(data: FederatedDataset) -> Figure:
     """The figure of `FederatedDataset.plot`: sizes, label shares and skew, client by client."""
-    from matplotlib.figure import Figure
+    from fedjax_secure.data.picture import Picture  # matplotlib takes a second to import
 
     counts = data.label_counts
     shares, skew = counts / counts.sum(axis=1, keepdims=True), label_skew(counts)
     few = data.num_clients <= _COLUMNS
-    figure = Figure(figsize=(10.5, 7.2), layout="constrained", facecolor="white")
+    figure = Picture(figsize=(10.5, 7.2), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.35))
     unit = "" if data.unit == "record" else f" ({data.unit})"
     client_unit = "" if data.client_unit == "client" else f" ({data.client_unit})"
     figure.suptitle(
-        f"{data.name}: {counts.sum():,} records{unit} at {data.num_clients:,} clients"
-        f"{client_unit}, {len(data.classes)} classes",
+        f"{_plain(data.name, 60, dollars=True)}: {counts.sum():,} records{unit} at "
+        f"{data.num_clients:,} clients{client_unit}, {len(data.classes)} classes",
         color=_INK, fontsize=13, x=0.01, ha="left", parse_math=False,
     )  # fmt: skip
     order = np.arange(data.num_clients)
@@ -104,7 +104,8 @@ def _sizes(axes, data: FederatedDataset, few: bool) -> None:
         at = np.arange(data.num_clients)
         axes.bar(at, data.counts, color=_PALETTE[0], label="training")
         axes.bar(at, data.test_counts, bottom=data.counts, color=_PALETTE[5], label="held out")
-        axes.legend(fontsize=8, frameon=False)
+        axes.set_ylim(0, 1.15 * both.max())  # room for the legend
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper right")
         _name_clients(axes, data)
     else:
         low, high = both.min(), both.max()
@@ -171,6 +172,8 @@ def _name_clients(axes, data: FederatedDataset) -> None:
         axes.set_xticks(at, names, rotation=60, ha="right", rotation_mode="anchor")
 
 
-def _plain(name: str) -> str:
-    shown = name if len(name) <= 18 else f"{name[:17]}…"
-    return shown.replace("$", r"\$") if shown.strip() else repr(shown)
+def _plain(name: str, length: int = 18, *, dollars: bool = False) -> str:
+    """A name that fits, on one line; with ``dollars`` as they are, for a text without formulas."""
+    name = " ".join(name.split()) if name.strip() else repr(name)
+    shown = name if len(name) <= length else f"{name[: length - 1]}…"
+    return shown if dollars else shown.replace("$", r"\$")

@@ -387,3 +387,13 @@ def test_rows_of_a_client_that_is_not_there_are_refused(client):
     with pytest.raises(DataError, match="a client's number from 0 to 1"):
         make().rows(client)
     assert make().rows(np.int32(0)).tolist() == [0, 1, 2]
+
+
+def test_a_notebook_shows_the_picture_without_pyplot():
+    figure = make(name="a $long$ name " * 20).plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure.get_suptitle().startswith("a $long$ name") and "…: 6 records" in (
+        figure.get_suptitle())  # fmt: skip
+    sizes = figure.axes[0]
+    top = max(bar.get_y() + bar.get_height() for bar in sizes.patches)
+    assert sizes.get_ylim()[1] > 1.1 * top
