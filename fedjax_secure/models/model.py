@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,7 +109,8 @@ def from_flax(
     Args:
         module: the network. It has parameters only (no batch statistics), in float32, takes no
             randomness when called (no dropout that is switched on), and has one output a class,
-            or one output where there are two classes.
+            or one output where there are two classes. A record's output must not depend on the
+            other records of its batch: batches are padded, and may hold one record.
         data: a dataset, the number of features, or the shape of a record.
         classes: the classes or their number; taken from the dataset if there is one.
         name: what the model is called; by default the module's class.
@@ -158,10 +159,11 @@ def from_flax(
     wrong = sorted({str(leaf.dtype) for leaf in leaves if leaf.dtype != jnp.float32})
     if wrong:
         raise _refuse(name, "float32 parameters", f"{wrong}", "Set param_dtype=jnp.float32.")
-    logits = _traced(
-        name, example, lambda x, p: module.apply({"params": p}, x), variables["params"]
-    )
-    outputs = _outputs(name, logits, num_classes)
+    for records in (1, 3):  # a module may mistake the records for something else
+        rows = jax.ShapeDtypeStruct((records, *example.shape[1:]), dtype)
+        logits = _traced(name, rows, lambda x, p: module.apply({"params": p}, x),
+                         variables["params"])  # fmt: skip
+        outputs = _outputs(name, logits, num_classes, records)
     if loss is None:
         single = outputs == 1
         loss = _sigmoid_cross_entropy if single else _softmax_cross_entropy
@@ -183,6 +185,8 @@ def from_flax(
                 f"{list(x.shape)}",
                 "Give rows: one record each.",
             )
+        if not len(x):
+            return jnp.zeros((0, outputs), jnp.float32)
         return module.apply({"params": params}, x.reshape(-1, *example.shape[1:]))
 
     def losses(params, x, y):
@@ -260,23 +264,26 @@ def _traced(name: str, example: Any, function: Callable, *rest: Any) -> Any:
         elif "use_running_average" in text:
             need = "a module without batch statistics"
             fix = "Use group normalisation, which has no state."
+        elif "required positional argument" in text:
+            need = "a module that is called with the records alone"
+            fix = "Make what else it takes an attribute, or give it a default."
         else:
             need = f"a module that takes {example.dtype} of shape {list(example.shape)}"
             fix = "Give shape=... as its first layer takes a record, or change that layer."
         raise _refuse(name, need, found, fix) from error
 
 
-def _outputs(name: str, logits: Any, num_classes: int) -> int:
+def _outputs(name: str, logits: Any, num_classes: int, records: int) -> int:
     found = getattr(logits, "shape", None)
-    right = [(1, num_classes)] + [(1, 1)] * (num_classes == 2)
+    right = [(records, num_classes)] + [(records, 1)] * (num_classes == 2)
     if found not in right or not jnp.issubdtype(logits.dtype, jnp.floating):
         shown = f"{list(found)} {logits.dtype}" if found is not None else type(logits).__name__
         raise _refuse(
             name,
             f"logits of shape [records, {num_classes}]"
             + (" or [records, 1]" if num_classes == 2 else ""),
-            f"[records, ...] -> {shown} for one record",
-            "Give the last layer one output for each class.",
+            f"[records, ...] -> {shown} for {records} {'record' if records == 1 else 'records'}",
+            "Give the last layer one output for each class, and each record a row.",
         )
     return found[1]
 
@@ -284,7 +291,15 @@ def _outputs(name: str, logits: Any, num_classes: int) -> int:
 def _check_loss(name: str, loss: Callable, outputs: int) -> None:
     records = 3
     logits = jax.ShapeDtypeStruct((records, outputs), jnp.float32)
-    found = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((records,), jnp.int32))
+    try:
+        found = jax.eval_shape(loss, logits, jax.ShapeDtypeStruct((records,), jnp.int32))
+    except Exception as error:  # the user's code: it may fail in any way
+        raise _refuse(
+            name,
+            f"a loss of jax functions that takes logits [{records}, {outputs}] and y [{records}]",
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "Write loss=lambda logits, y: ..., with jax.numpy.",
+        ) from error
     shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
     if shape != (records,) or dtype != jnp.float32:
         raise _refuse(
@@ -303,6 +318,13 @@ def record_shape(name: str, data: Data, shape: Sequence[int] | None) -> tuple[in
     """
     if shape is None:
         shape = data if _is_shape(data) else getattr(data, "shape", ())
+    whole = isinstance(shape, Iterable) and all(
+        isinstance(side, int | np.integer) and not isinstance(side, bool) for side in shape
+    )
+    if not whole:
+        raise _refuse(
+            name, "a shape of whole numbers", repr(shape), "Write shape=(28, 28, 1), for example."
+        )
     shape = tuple(int(side) for side in shape)
     features = _num_features(name, data)
     if shape and (min(shape) < 1 or int(np.prod(shape)) != features):
@@ -319,12 +341,15 @@ def _record_dtype(name: str, data: Data, dtype: Any) -> Any:
     if dtype is None:
         dtype = getattr(getattr(data, "x", None), "dtype", jnp.float32)
         dtype = jnp.float32 if dtype == jnp.uint8 else dtype
-    dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.int32):
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.int32):
         raise _refuse(
             name, "records of float32, uint8 or int32", f"{dtype}", "Convert the dataset."
         )
-    return dtype
+    return found
 
 
 def _is_shape(data: object) -> bool:
@@ -352,7 +377,12 @@ def _sizes(name: str, data: Data, classes: Sequence[str] | int | None) -> tuple[
         classes = getattr(data, "classes", None)
     if classes is None:
         raise _refuse(name, "the classes", "none", "Give classes=2, or a dataset.")
-    count = int(classes) if isinstance(classes, int | np.integer) else len(classes)
+    number = isinstance(classes, int | np.integer) and not isinstance(classes, bool)
+    if isinstance(classes, str | bool) or not (number or hasattr(classes, "__len__")):
+        raise _refuse(
+            name, "the classes' names or their number", repr(classes), "Write classes=10."
+        )
+    count = int(classes) if number else len(classes)
     if features < 1 or count < 2:
         raise _refuse(
             name,

@@ -158,7 +158,8 @@ def char_lstm(
             name,
             "records of int32 token numbers",
             f"{found}",
-            "Use sensor_cnn(...) for measurements, or a dataset of text.",
+            "Make the tokens int32, x.astype(numpy.int32), before the dataset; for measurements "
+            "use sensor_cnn(...).",
         )
     module = _CharLstm(outputs, vocabulary, embedding, layers)
     return from_flax(module, data, classes, name=name, shape=(), dtype=jnp.int32)

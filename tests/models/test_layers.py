@@ -331,3 +331,13 @@ def test_what_is_refused(call, words):
     with pytest.raises(SpecError, match=words) as error:
         call()
     assert error.value.fix
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+def test_the_largest_of_whole_numbers(dtype):
+    x = -jnp.arange(25).reshape(1, 5, 5, 1) if dtype == "int32" else jnp.zeros((1, 5, 5, 1))
+    x = x.astype(dtype)
+    ours, theirs = (
+        max_pool(x, 3, strides=2, padding="SAME", implementation=way) for way in ("products", "lax")
+    )
+    assert ours.dtype == dtype and np.array_equal(ours, theirs)

@@ -336,3 +336,54 @@ def test_what_is_refused(make, words):
     with pytest.raises(SpecError, match=words) as error:
         make()
     assert error.value.fix
+
+
+class _Careless(nn.Module):
+    """Fits one record, by chance, and no more."""
+
+    way: str
+
+    @nn.compact
+    def __call__(self, x, train=None):
+        if self.way == "flattened":
+            return nn.Dense(3)(x.reshape(1, -1))
+        return nn.Dense(3)(x).mean(0, keepdims=True)
+
+
+class _Training(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "settings"),
+    [
+        ("a module that takes float32 of shape", _Careless("flattened"), {}),
+        ("for 3 records", _Careless("mean"), {}),
+        ("called with the records alone", _Training(), {}),
+        ("a shape of whole numbers", nn.Dense(3), {"shape": 28}),
+        ("a shape of whole numbers", nn.Dense(3), {"shape": "ab"}),
+        ("a shape of whole numbers", nn.Dense(3), {"shape": (2.0, 2.0)}),
+        ("a loss of jax functions", nn.Dense(3), {"loss": lambda logits: logits}),
+        ("a loss of jax functions", nn.Dense(3), {"loss": "mse"}),
+        ("a loss of jax functions", nn.Dense(3), {"loss": lambda a, y: np.asarray(a).sum(1)}),
+        ("records of float32, uint8 or int32", nn.Dense(3), {"dtype": "foo"}),
+        ("names or their number", nn.Dense(3), {"classes": 3.0}),
+        ("names or their number", nn.Dense(3), {"classes": "abc"}),
+    ],
+)
+def test_slips_are_refused_when_the_model_is_made(words, module, settings):
+    with pytest.raises(SpecError) as error:
+        from_flax(module, 4, **{"classes": 3, **settings})
+    assert words in str(error.value), error.value
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_records_give_no_logits(name):
+    model, _ = MODELS[name]
+    params = model.init(jax.random.key(0))
+    nothing = jnp.zeros((0, model.num_features))
+    one = model.apply(params, jnp.zeros((1, model.num_features)))
+    assert model.apply(params, nothing).shape == (0, one.shape[1])
+    assert model.loss(params, nothing, jnp.zeros(0, jnp.int32)).shape == (0,)

@@ -8,6 +8,7 @@ import weakref
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -516,3 +517,31 @@ def test_a_baseline_that_diverges_says_where():
     model = mlp(data)
     with pytest.raises(UpdateError, match="Cleveland"):
         train_alone(model, data, model.init(jax.random.key(0)), epochs=30, learning_rate=1e30)
+
+
+class TestPlausibleSlips:
+    @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+    def test_records_without_a_group_are_refused(self, missing):
+        data = heart_disease()
+        model = logistic_regression(data)
+        found = evaluate(model, np.zeros(model.dim, np.float32), data)
+        groups = ["a"] * (len(found.y) - 2) + [missing] * 2
+        for ask in (found.group_table, found.group_gaps):
+            with pytest.raises(SpecError, match="2 records without"):
+                ask(groups)
+        mixed = found.group_table(np.array([1, "a"] + ["a"] * (len(found.y) - 2), object))
+        assert mixed["group"].tolist() == ["1", "a"]
+        with pytest.raises(SpecError, match="fraction"):
+            found.worst("accuracy", "a")
+
+    def test_other_things_than_datasets_and_devices_are_refused(self):
+        data = heart_disease()
+        model = logistic_regression(data)
+        flat = np.zeros(model.dim, np.float32)
+        for thing in ("hearts", pd.DataFrame({"x": [1]})):
+            with pytest.raises(SpecError, match="needs a dataset"):
+                evaluate(model, flat, thing)
+        with pytest.raises(SpecError, match="at least one device"):
+            evaluate(model, flat, data, devices=["cpu"])
+        one = evaluate(model, flat, data, devices=jax.devices()[0])
+        assert one.accuracy.tolist() == evaluate(model, flat, data).accuracy.tolist()

@@ -52,7 +52,8 @@ def max_pool(
     if chosen(implementation) == "lax":
         return nn.max_pool(x, window, strides, edges)
     if any(map(any, edges)):
-        low = jnp.array(-jnp.inf, x.dtype)
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        low = jnp.array(-jnp.inf if floats else jnp.iinfo(x.dtype).min, x.dtype)
         x = lax.pad(x, low, [(0, 0, 0), *[(*edge, 0) for edge in edges], (0, 0, 0)])
     return _largest(x, window, strides)
 

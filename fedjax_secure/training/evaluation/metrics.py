@@ -285,7 +285,7 @@ def group_rates(
         among truly positive and negative records. A rate over no records is NaN.
 
     Raises:
-        SpecError: not one group for each record.
+        SpecError: not one group for each record; None and NaN are no groups.
 
     Example:
         >>> import numpy as np
@@ -301,7 +301,16 @@ def group_rates(
             found=f"shape {list(labels.shape)}",
             fix="Give them in the order of the evaluated records.",
         )
-    names, group = np.unique(labels, return_inverse=True)
+    missing = sum(v is None or str(v) == "<NA>" or v != v for v in groups)
+    if missing:
+        raise SpecError(
+            "figures of groups",
+            need="a group for every record",
+            found=f"{missing} records without",
+            fix='Name theirs too: "unknown", for example.',
+        )
+    kinds = {type(v) for v in labels.tolist()} if labels.dtype == object else set()
+    names, group = np.unique(labels.astype(str) if len(kinds) > 1 else labels, return_inverse=True)
     group = group.reshape(-1)
     truly, said = y == positive, predicted == positive
 

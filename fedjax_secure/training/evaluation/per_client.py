@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -75,9 +75,10 @@ def evaluate(
         ([0.5, 0.5, 0.5, 0.5], 0.449, 0.08)
     """
     part = _split(model, dataset, split)
-    chosen = list(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        raise _refuse("at least one device", "none", "Leave devices= out.")
+    given = jax.local_devices() if devices is None else devices
+    chosen = list(given) if isinstance(given, Iterable) else [given]
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise _refuse("at least one device of jax.devices()", repr(devices), "Leave devices= out.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
         raise _refuse("an integer batch_size", repr(batch_size), "Leave batch_size=512.")
     if batch_size < 1:
@@ -101,6 +102,10 @@ def _split(model: TrainableModel, dataset: ClientRecords, split: str) -> Split:
     if split not in ("test", "train"):
         raise _refuse("split='test' or split='train'", repr(split), "Choose one.")
     prefix = "test_" if split == "test" else ""
+    if not all(hasattr(dataset, part) for part in ("clients", "classes", f"{prefix}offsets")):
+        raise _refuse(
+            "a dataset", type(dataset).__name__, "Make one with fs.data.from_dataframe(...)."
+        )
     x, y, offsets = (
         np.asarray(getattr(dataset, f"{prefix}{part}")) for part in ("x", "y", "offsets")
     )

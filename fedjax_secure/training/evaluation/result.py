@@ -461,7 +461,7 @@ class Evaluation:
         return getattr(self, figure)[exists], self.counts[exists]
 
     def _tail(self, figure: str, fraction: float, largest: bool) -> float:
-        if not 0 < fraction <= 1:
+        if not isinstance(fraction, int | float | np.number) or not 0 < fraction <= 1:
             raise _refuse("a fraction in (0, 1]", repr(fraction), "0.1 is a tenth of the clients.")
         values, _ = self._known(figure)
         if not len(values) or np.isnan(values).any():
