@@ -67,6 +67,10 @@ class RoundState(NamedTuple):
         stage_states: the stages' states that change from round to round.
         round: how many rounds are finished.
         selection: what the selection of clients remembers.
+
+    Example:
+        >>> RoundState({"w": np.zeros(10_000)}, (), {}, 3)
+        RoundState(round=3, ...)
     """
 
     params: Any
@@ -74,3 +78,7 @@ class RoundState(NamedTuple):
     stage_states: Any
     round: int
     selection: Any = ()
+
+    def __repr__(self) -> str:
+        """Short, for notebooks: a model's arrays would fill the page."""
+        return f"RoundState(round={self.round}, ...)"
