@@ -6,6 +6,7 @@ compared with: federated averaging as two nested loops.
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -137,13 +138,22 @@ class MatrixProducts:
         for layer, kernel in enumerate(params[::2]):
             matrix = kernel.reshape(-1, kernel.shape[-1]).copy()
             image = inputs[layer + (kernel.ndim == 2 and model == "cnn")]
-            rows = engine_work.patches(image) if kernel.ndim == 4 else image
+            if kernel.ndim == 4:
+                image = engine_work.patches(image.reshape(len(image), *_square(image, kernel)))
+            rows = image
             rows = np.ascontiguousarray(rows.reshape(-1, matrix.shape[0]), np.float32)
             out = np.ones((len(rows), matrix.shape[1]), np.float32)
             products += [(rows, matrix, out), (rows.T, out.copy(), np.empty_like(matrix))]
             if layer:
                 products.append((out.copy(), matrix.T, np.empty_like(rows)))
         return products
+
+
+def _square(image: np.ndarray, kernel: np.ndarray) -> tuple[int, int, int]:
+    """Height, width and channels of the images that a kernel is moved over."""
+    channels = kernel.shape[2]
+    side = math.isqrt(image[0].size // channels)
+    return side, side, channels
 
 
 def _multiply(products: list[tuple[np.ndarray, ...]], steps: int) -> None:
