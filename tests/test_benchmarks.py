@@ -177,7 +177,9 @@ def test_every_engine_that_was_timed_had_learned_the_same(bench):
             differences[key] = row["max"]
         elif row["metric"].startswith("accuracy after"):
             shares[key] = row["median"]
-    assert set(differences) == set(shares) == {key for key in timed if key[1] not in floors}
+    # a system that failed later may have been compared and not timed, but none was timed uncompared
+    assert set(shares) == {key for key in timed if key[1] not in floors}
+    assert set(shares) <= set(differences) <= set(shares) | lost
     assert max(differences.values()) <= bench_engine.PARAMETER_BOUND
     for (case, system), share in shares.items():
         ours_share = shares[case, bench_engine.OURS]
