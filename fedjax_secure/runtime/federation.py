@@ -204,7 +204,7 @@ class Federation:
         if min_clients is None and chained.mechanism is None:
             # No noise that says how many shares it needs: a sum of fewer would tell more.
             states, chained = self.aggregation.init(
-                spec.replace(min_clients=self._rounds.settled(spec, None)))
+                spec.replace(min_clients=self._rounds.fewest_clients(spec.num_clients)))
         return chained, states
 
     def _spend(self) -> Spend | None:

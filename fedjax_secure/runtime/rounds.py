@@ -93,8 +93,7 @@ class Rounds:
     Args:
         model, data, algorithm, aggregation, selection: as for a federation.
         source: where keys come from.
-        room: clients whose values are in memory at once.
-        folder: where the clients' states are kept; None keeps them with the object.
+        chunk_clients: how many clients' values are in memory at once; see `chunk_size`.
         engine: arguments of `Engine` besides model, dataset and batch size.
     """
 
@@ -122,7 +121,10 @@ class Rounds:
         self._nobody = np.zeros(0, np.int32)
 
     def open_states(self, params: Any, folder: Path | None = None) -> None:
-        """Make or find the clients' states; ``params`` is the first model."""
+        """Make or find the clients' states; ``params`` is the first model.
+
+        Without a folder they are kept as long as this object lives.
+        """
         if self.work.state_size == 0:
             return
         assert self.algorithm.client_state is not None
@@ -392,13 +394,11 @@ class Rounds:
 
         return models
 
-    def settled(self, spec: Spec, asked_min: int | None) -> int:
-        """The fewest clients that a sum needs where no noise says so."""
-        if asked_min is not None:
-            return asked_min
+    def fewest_clients(self, most_clients: int) -> int:
+        """How many clients a sum needs, where neither noise nor the user says so."""
         expected = self.selection.expected_clients(self.data.num_clients)
-        if expected == spec.num_clients:
-            return spec.num_clients
+        if expected == most_clients:
+            return most_clients
         # A random number of clients: at least half of those expected, so that rounds go on.
         return max(1, int(expected / 2))
 
