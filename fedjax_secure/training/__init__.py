@@ -21,7 +21,6 @@ from fedjax_secure.training.devices import use_all_cores
 from fedjax_secure.training.engine import ClientValues, Engine
 from fedjax_secure.training.evaluation import Evaluation, area_under_curve, evaluate
 from fedjax_secure.training.local import (
-    change,
     descend,
     difference,
     local_loss,
@@ -49,7 +48,6 @@ __all__ = [
     "Total",
     "TrainableModel",
     "area_under_curve",
-    "change",
     "descend",
     "difference",
     "epoch_orders",

@@ -10,28 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.core.stage import all_finite
 from fedjax_secure.training import local
 from fedjax_secure.training.contracts import (
     ClientRecords,
-    ClientResult,
     ClientWork,
-    Done,
     Params,
     Rows,
     Sink,
     Total,
     TrainableModel,
 )
-from fedjax_secure.training.layouts import Inputs, Program, lanes, ragged
 from fedjax_secure.training.packing import Draw, pack_draw
+from fedjax_secure.training.programs import AXIS, round_program
 
-AXIS = "devices"
 Layout = Literal["ragged", "lanes"]
 
 
@@ -293,7 +288,13 @@ class Engine:
             (shared, own, share, sealing, draw.packed())
         )
         values, nonfinite, steps, metrics, after = self._programs[name](
-            shared, own, share, self._x, self._y, sealing, packed,
+            shared,
+            own,
+            share,
+            self._x,
+            self._y,
+            sealing,
+            packed,
             self._split(states, rows, num_devices * capacity),
         )
         if isinstance(into, Rows):
@@ -550,84 +551,15 @@ class Engine:
         places[: len(rows)], used[: len(rows)] = rows, dealt
         return self._programs["in_order"](values, places, used)
 
-    # -- programs ----------------------------------------------------------------------------
-
     def _compile(self, work: ClientWork, into: Sink, capacity: int) -> Callable[..., Any]:
-        num_clients, num_bins = len(self.dataset.clients), len(self.devices) * self.num_lanes
-        batch_size = work.batch_size or self.batch_size
-
-        def device(shared, own, share, x, y, sealing, draw, states):
-            rows, client, begin, count, place, first = Draw.unpacked(draw, num_clients, num_bins)
-            inputs = Inputs(shared, own, share, states, x, y, rows, client, begin, count, place)
-            result = _result_of(work, inputs)
-            kind = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(result.value)))
-
-            def start():
-                if isinstance(into, Rows):
-                    values = jnp.zeros((capacity, work.width), kind)
-                elif into.contribution is None:
-                    values = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), result.value)
-                else:
-                    payload = jax.eval_shape(
-                        lambda key: into.contribution(sealing[1], key, jnp.zeros(work.width, kind)),
-                        sealing[0][0],
-                    )[0]
-                    values = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), payload)
-                metrics = {
-                    name: jnp.zeros(num_clients, m.dtype) for name, m in result.metrics.items()
-                }
-                integers = jnp.zeros(num_clients, jnp.int32)
-                kept = jnp.zeros((capacity, work.state_size), jnp.float32)
-                return values, integers, integers, metrics, kept
-
-            def put(accumulator, c, place, result, trips):
-                values, nonfinite, steps, metrics, kept = accumulator
-                bad = jnp.int32(0) if result.nonfinite is None else result.nonfinite
-                look = result.nonfinite is None and jnp.issubdtype(kind, jnp.floating)
-                if isinstance(into, Rows):
-                    if look:
-                        bad = (~all_finite(result.value)).astype(jnp.int32)
-                    values = _set_row(values, place, result.value)
-                elif into.contribution is None:
-                    values = jax.tree.map(jnp.add, values, result.value)
-                else:
-                    keys, states = sealing
-                    payload, finite = into.contribution(states, keys[c], _flat(result.value))
-                    values = into.add(states, values, payload)
-                    bad = bad + (~finite & (bad == 0)).astype(jnp.int32)
-                if work.state_size:
-                    kept = _set_row(kept, place, result.state)
-                metrics = {name: metrics[name].at[c].set(m) for name, m in result.metrics.items()}
-                return values, nonfinite.at[c].set(bad), steps.at[c].set(trips), metrics, kept
-
-            program = Program(work, batch_size, start, put)
-            d = lax.axis_index(AXIS)
-            if self.layout == "ragged":
-                out = ragged(program, inputs, first[d], first[d + 1])
-            else:
-                bins = lax.dynamic_slice(first, (d * self.num_lanes,), (self.num_lanes + 1,))
-                out = lanes(program, inputs, bins, self.num_lanes)
-            values, nonfinite, steps, metrics, kept = out
-            # each client's numbers are set on one device and zero on the others: sums are exact
-            nonfinite, steps, metrics = lax.psum((nonfinite, steps, metrics), AXIS)
-            if isinstance(into, Total) and into.contribution is None:
-                values = lax.psum(_flat(values), AXIS)
-            elif isinstance(into, Total):
-                values = _folded(values, into.add, sealing[1], len(self.devices))
-            elif self._several:
-                values = lax.all_gather(values, AXIS, tiled=True)
-            if self._several:
-                kept = lax.all_gather(kept, AXIS, tiled=True)
-            return values, nonfinite, steps, metrics, kept
-
-        split = P() if self._several else P(AXIS)
-        # check_vma=False: with it, jax.grad inside the body would sum over devices by itself
-        program = jax.shard_map(
-            device,
-            mesh=self._mesh,
-            in_specs=(P(), P(), P(), P(), P(), P(), P(), P(AXIS)),
-            out_specs=(P() if isinstance(into, Total) else split, P(), P(), P(), split),
-            check_vma=False,
+        program = round_program(
+            work,
+            into,
+            self._mesh,
+            num_clients=len(self.dataset.clients),
+            batch_size=work.batch_size or self.batch_size,
+            capacity=capacity,
+            num_lanes=self.num_lanes if self.layout == "lanes" else 0,
         )
 
         def counted(*args):
@@ -635,58 +567,6 @@ class Engine:
             return program(*args)
 
         return jax.jit(counted)
-
-
-def _result_of(work: ClientWork, inputs: Inputs) -> ClientResult:
-    """The shapes of one client's result."""
-
-    def one():
-        own, state = jax.tree.map(lambda part: part[0], inputs.own), inputs.states[0]
-        carry = work.start(inputs.shared, own, state)
-        done = Done(jnp.int32(0), tuple(jnp.int32(0) for _ in work.phases))
-        return work.finish(inputs.shared, own, state, carry, done)
-
-    result = jax.eval_shape(one)
-    for what, parts, size in (
-        ("values to send", result.value, work.width),
-        ("values to keep", result.state, work.state_size),
-    ):
-        found = sum(leaf.size for leaf in jax.tree.leaves(parts))
-        if found != size:
-            raise _refuse(
-                f"{size} {what} of work `{work.name}`",
-                f"{found}",
-                "Make its width and state_size agree with what `finish` returns.",
-            )
-    return result
-
-
-def _flat(value: Any) -> jax.Array:
-    """A value's parts as one vector."""
-    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(value)]
-    if len(leaves) == 1:
-        return leaves[0]
-    # Fused with what made the parts, XLA chooses among them element by element: three times slower.
-    return jnp.concatenate(lax.optimization_barrier(leaves))
-
-
-def _set_row(rows: jax.Array, place: jax.Array, value: Any) -> jax.Array:
-    """Writes a value's parts, one after the other, into a row."""
-    first = 0
-    for leaf in jax.tree.leaves(value):
-        part = leaf.reshape(1, -1).astype(rows.dtype)
-        rows = lax.dynamic_update_slice(rows, part, (place, jnp.int32(first)))
-        first += leaf.size
-    return rows
-
-
-def _folded(total: Any, add: Any, states: Any, num_devices: int) -> Any:
-    """The devices' totals, added up in the devices' order on every device."""
-    parts = jax.tree.map(lambda part: lax.all_gather(part, AXIS), total)
-    total = jax.tree.map(lambda part: part[0], parts)
-    for device in range(1, num_devices):
-        total = add(states, total, jax.tree.map(lambda part, d=device: part[d], parts))
-    return total
 
 
 def _shape_of(into: Sink) -> Hashable:

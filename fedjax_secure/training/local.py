@@ -99,11 +99,6 @@ def descend(params: Params, gradient: Params, rate: Any) -> Params:
     return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
 
-def change(model: TrainableModel, before: Params, after: Params) -> jax.Array:
-    """``[dim]``: the parameters after less those before."""
-    return model.ravel(difference(before, after))
-
-
 def difference(before: Params, after: Params, weight: Any = 1.0) -> Params:
     """The parameters after less those before, times a weight: a pytree, as `ClientResult` takes."""
     return jax.tree.map(lambda a, b: (a - b) * weight, after, before)

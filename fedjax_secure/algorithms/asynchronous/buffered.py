@@ -14,8 +14,8 @@ from ...training import (
     ClientResult,
     ClientWork,
     Phase,
-    change,
     descend,
+    difference,
     mean_loss,
     mean_over_steps,
 )
@@ -107,9 +107,9 @@ def fed_buff(
 
         def finish(shared, own, state, carry, done):
             first, params, total = carry
-            changed = change(model, first, params) * own["weight"]
+            changed = difference(first, params, own["weight"])
             return ClientResult(
-                jnp.where(own["weight"] > 0, changed, 0),
+                jax.tree.map(lambda part: jnp.where(own["weight"] > 0, part, 0), changed),
                 metrics={"loss": mean_over_steps(total, done.steps[0])})
 
         return ClientWork("fed_buff", model.dim, start, (Phase(step, local_epochs),), finish)

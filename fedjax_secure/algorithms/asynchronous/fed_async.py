@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core import Cohort
-from ...training import ClientResult, ClientWork, Phase, change, mean_loss, mean_over_steps
+from ...training import ClientResult, ClientWork, Phase, difference, mean_loss, mean_over_steps
 from ..algorithm import Algorithm, Model, Params, check_number
 from ..fed_avg import check_local
 from .staleness import (
@@ -95,10 +95,10 @@ def fed_async(
 
         def finish(shared, own, state, carry, done):
             _, params, total = carry
-            apart = change(model, shared["params"], params) * own["weight"]
+            apart = difference(shared["params"], params, own["weight"])
             # without examples nothing was learned: such a client does not pull the model back
             counts = (own["weight"] > 0) & (done.count > 0)
-            return ClientResult(jnp.where(counts, apart, 0),
+            return ClientResult(jax.tree.map(lambda part: jnp.where(counts, part, 0), apart),
                                 metrics={"loss": mean_over_steps(total, done.steps[0])})
 
         return ClientWork("fed_async", model.dim, start, (Phase(step, local_epochs),), finish)

@@ -13,8 +13,8 @@ from ...training import (
     ClientWork,
     Done,
     Phase,
-    change,
     descend,
+    difference,
     mean_loss,
     mean_over_steps,
     sum_loss,
@@ -76,7 +76,8 @@ def look_then_train(
         params, found, total = carry
         some = done.count > 0
         loss = found / jnp.maximum(done.count, 1).astype(jnp.float32)
-        value = send(shared, own, Looked(change(model, shared["params"], params), loss, some))
+        changed = model.ravel(difference(shared["params"], params))
+        value = send(shared, own, Looked(changed, loss, some))
         return ClientResult(
             jnp.where(some, value, 0), metrics={"loss": mean_over_steps(total, done.steps[1])})
 
