@@ -72,7 +72,10 @@ class Clients:
         if answering < fewest:
             raise OpeningError(
                 f"round {start.round}", need=f"at least {fewest} clients that take part",
-                found=str(answering), fix="Wait for more clients, and run the round again.")
+                found=str(answering),
+                fix="Wait for more clients, and run the round again. Where coins decide who takes "
+                "part, let all send their noise: poisson_clients(..., everyone_answers=True); or "
+                "count on fewer shares: discrete_gaussian(..., missing_shares=...).")
         keys = self._keys(start.round, cohort)
         if self._rounds.states is not None:
             self._rounds.states.begin(start.round)
