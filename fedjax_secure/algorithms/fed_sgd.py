@@ -37,7 +37,8 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
 
     def work(model, aggregation):
         if aggregation.num_record_stages:
-            return record_sums(model, aggregation.encode_record, jnp.int32, with_states=True)
+            return record_sums(model, aggregation.encode_record, jnp.int32, with_states=True,
+                               width=aggregation.record_width(model.dim))
         return record_sums(model, _as_it_is, jnp.float32, with_states=True)
 
     def shared(model, params, server_state, stage_states):

@@ -64,7 +64,7 @@ class RoundState(NamedTuple):
     Attributes:
         params: the model's parameters.
         opt_state: the algorithm's server state, for example its optimiser's.
-        stage_states: the stages' states that change from round to round.
+        stage_states: what the chain's stages carry from round to round, by stage and name.
         round: how many rounds are finished.
         selection: what the selection of clients remembers.
 

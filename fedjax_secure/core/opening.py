@@ -242,6 +242,10 @@ class Opener(Protocol):
         """The stored result of a round, or None."""
         ...
 
+    def release_through(self, release: Callable[[int, np.ndarray], np.ndarray]) -> None:
+        """Have every sum pass through ``(round, total) -> total`` before it is stored or shown."""
+        ...
+
     def close(self) -> None:
         """Release processes and files; stored results stay."""
         ...
@@ -286,6 +290,7 @@ class OnceOpener:
         self.setting, self.key_id, self.keeps_key = setting, key_id, keeps_key
         self._open_payloads, self._open_sum = open_payloads, open_sum
         self._on_close = on_close
+        self._release: Callable[[int, np.ndarray], np.ndarray] | None = None
         self._results: dict[int, Opened] = {}
         self._failed: set[int] = set()
         self._lock = threading.Lock()
@@ -397,6 +402,8 @@ class OnceOpener:
             except InvalidSum:
                 self._fail(round)
                 raise
+            if self._release is not None:
+                total = np.asarray(self._release(round, total))
             total.setflags(write=False)  # what is stored is what every caller gets
             opened = Opened(round, total, clients, digest)
             self._store(opened)
@@ -428,6 +435,18 @@ class OnceOpener:
             if path.exists():
                 self._results[round] = _opened_from_bytes(path.read_bytes(), round)
         return self._results.get(round)
+
+    def release_through(self, release: Callable[[int, np.ndarray], np.ndarray]) -> None:
+        """Have every sum pass through ``release`` before it is stored or shown to anybody.
+
+        Noise that the opener adds (central trust) is drawn there: what is stored is the noised
+        sum, so asking again gives the same one, and no second draw is ever made of a round that
+        was opened.
+
+        Args:
+            release: ``(round, total) -> total`` of the same shape and dtype.
+        """
+        self._release = release
 
     def close(self) -> None:
         """Release what the opener holds; stored results stay on disk."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DType = Literal["float32", "int32", "uint32", "ciphertext"]
 Unit = Literal["record", "client"]
+Adjacency = Literal["add_remove", "replace_one"]
+Trust = Literal["distributed", "central", "local"]
 
 #: Who makes the sum that is opened: the opener, from the clients' signed messages ("untrusted"), or
 #: the aggregator, which is trusted to add them honestly ("semi-honest").
@@ -78,21 +80,35 @@ class Mechanism:
     """The privacy mechanism of one round, as the accountant takes it.
 
     Attributes:
-        noise_multiplier: standard deviation over sensitivity of the Gaussian that is accounted;
-            already lowered for the discretisation (facts in ``docs/privacy.md``).
+        noise_multiplier: standard deviation over sensitivity of the Gaussian that is accounted,
+            already lowered for the discretisation (facts in ``docs/privacy.md``); None for other
+            kinds, which are accounted by their parameters.
         log_ratio: bound, for one round, on ``|log|`` of the true over the accounted distribution.
         total_variation: statistical distance of one round's noise from the exact one.
         rounded_unit_l2: one unit's L2 sensitivity in integer units, rounding included.
-        share_stddev: standard deviation of one client's noise share, integer units.
-        num_shares: how many shares the guarantee counts on.
+        share_stddev: standard deviation of one draw of noise, integer units: of one client's share,
+            of one client's whole noise (``"local"``), or of all of it (``"central"``).
+        num_shares: how many draws the guarantee counts on; 1 unless noise is distributed.
+        kind: what the accountant takes it for: ``"gaussian"``, ``"skellam"``, ``"pure"`` or another
+            kind that ``fs.privacy.Spend`` knows.
+        parameters: what that kind needs besides, sorted by name.
+        trust: who is trusted with what. ``"distributed"``: nobody with a sum, each client adds a
+            share of the noise. ``"central"``: whoever opens the sum, who adds all of the noise
+            before anybody else sees it. ``"local"``: nobody, each client adds all of the noise that
+            its own message needs.
+        arithmetic: ``"integer"``, or ``"float"`` where the noise is no better than floating point.
     """
 
-    noise_multiplier: float
+    noise_multiplier: float | None
     log_ratio: float
     total_variation: float
     rounded_unit_l2: float
     share_stddev: float
     num_shares: int
+    kind: str = "gaussian"
+    parameters: tuple[tuple[str, float], ...] = ()
+    trust: Trust = "distributed"
+    arithmetic: Literal["integer", "float"] = "integer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +162,12 @@ class Spec:
         l2_bound, linf_bound: bounds of one clipped unit's vector, in units of ``1 / scale``.
         scale: integer units per model unit.
         modulus: size of the ring in which values are summed, or None.
+        flatness: the largest value of a vector over its L2 norm, except with probability
+            :data:`NEGLIGIBLE` a round; below 1 after a random rotation. It bounds how likely sums
+            are to wrap, and nothing that privacy rests on.
         noise_stddev: standard deviation of the noise in the sum when every client answers.
+        noise_tail_shape: ``(v, c)`` with which each value of that noise exceeds t in magnitude with
+            probability at most ``2 exp(-t^2 / (2 (v + c t)))``.
         mechanism: what the accountant gets, once noise has been added.
         readable: whether the server may read ONE client's value.
         opener: who opens the sum, in words, and what is assumed of them.
@@ -176,7 +197,9 @@ class Spec:
     linf_bound: float | None = None
     scale: float = 1.0
     modulus: int | None = None
+    flatness: float = 1.0
     noise_stddev: float = 0.0
+    noise_tail_shape: tuple[float, float] = (0.0, 0.0)
     mechanism: Mechanism | None = None
     readable: bool = True
     opener: str = ""
@@ -206,9 +229,14 @@ class Spec:
     # -- what follows from the fields --------------------------------------------------------
 
     @property
-    def adjacency(self) -> str:
-        """The neighbouring relation: one unit added or removed."""
-        return "add_remove"
+    def adjacency(self) -> Adjacency:
+        """The neighbouring relation: one unit added or removed.
+
+        ``"replace_one"`` where each client protects its own message by itself: whoever reads the
+        messages knows who sent one, so what is hidden is which of any two values it sent.
+        """
+        local = self.mechanism is not None and self.mechanism.trust == "local"
+        return "replace_one" if local and self.unit == "client" else "add_remove"
 
     @property
     def sum_terms(self) -> int:
@@ -223,10 +251,15 @@ class Spec:
     def noise_tail(self, probability: float = NEGLIGIBLE) -> float:
         """A bound that all ``dim`` noise values keep, except with this probability.
 
-        The noise is sub-Gaussian with parameter ``noise_stddev`` (Canonne, Kamath, Steinke 2020,
-        Corollary 17), so each value exceeds t with probability at most 2 exp(-t^2 / 2 sigma^2).
+        Solves ``t^2 / (2 (v + c t)) = log(2 dim / probability)`` of ``noise_tail_shape``. For a
+        discrete Gaussian v is its variance parameter and c = 0 (Canonne, Kamath, Steinke 2020,
+        Corollary 17).
         """
-        return self.noise_stddev * math.sqrt(2.0 * math.log(2.0 * self.dim / probability))
+        variance, scale = self.noise_tail_shape
+        if variance == 0.0:
+            return 0.0
+        log = math.log(2.0 * self.dim / probability)
+        return scale * log + math.sqrt((scale * log) ** 2 + 2.0 * variance * log)
 
     def sum_linf_bound(self, probability: float = NEGLIGIBLE) -> float:
         """A bound on every value of the sum, in units of ``1 / scale``."""
@@ -253,9 +286,12 @@ class Spec:
     def sampling_rate(self) -> float:
         """The probability with which the accountant takes a unit to be drawn each round.
 
-        1 unless the units that were clipped are themselves drawn by Poisson sampling.
+        1 unless the units that were clipped are themselves drawn by Poisson sampling. Where each
+        client's own message is what is protected, coins for clients hide nothing from its reader.
         """
         drawn = self.sampling
+        if self.adjacency == "replace_one":
+            return 1.0
         if drawn is None or drawn.kind != "poisson" or drawn.unit != (self.unit or drawn.unit):
             return 1.0
         return drawn.rate
@@ -264,13 +300,16 @@ class Spec:
         """One round's event for dp-accounting; None where the chain claims no privacy.
 
         The Gaussian's noise multiplier is the accounted one of :class:`Mechanism`, whose slack
-        terms have no event of their own: ``fs.privacy.Spend`` adds them.
+        terms have no event of their own: ``fs.privacy.Spend`` adds them. Kinds that dp-accounting
+        has no event for give its ``UnsupportedDpEvent``: ``fs.privacy.compose`` accounts them.
         """
         if self.mechanism is None or self.sampling is None:
             return None
         import dp_accounting
 
-        event = dp_accounting.GaussianDpEvent(self.mechanism.noise_multiplier)
+        event: DpEvent = dp_accounting.UnsupportedDpEvent()
+        if self.mechanism.kind == "gaussian":
+            event = dp_accounting.GaussianDpEvent(self.mechanism.noise_multiplier)
         if self.sampling_rate < 1.0:
             return dp_accounting.PoissonSampledDpEvent(self.sampling_rate, event)
         return event
@@ -289,16 +328,32 @@ def _is_whole(value: object) -> bool:
 
 
 def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
-    client, unit = spec.client_name, spec.unit_name
+    client = spec.client_name
     opens = ("Simulation on one machine: this process sees everything. The sentences below hold "
              f"when each {client} runs in its own place.")
     if spec.mode == "seeded":
         opens += (" Seeded: whoever knows the seed knows every secret drawn from it, such as coins,"
                   " noise and keys; every epsilon is a simulation's.")
+    server, wire, opener = _who_sees(spec)
+    guarantee, assumptions = _guarantee(spec)
+    return ThreatModel(
+        opens=opens, server=server, eavesdropper=wire, opener=opener, guarantee=guarantee,
+        client=f"its own {spec.unit_name}s and each new model.",
+        assumptions=(*_assumed_of_messages(spec), *assumptions), outside=tuple(outside),
+        client_name=client,
+    )
+
+
+def _who_sees(spec: Spec) -> tuple[str, str, str]:
+    """What the server and an eavesdropper see, and who opens the sum."""
+    client = spec.client_name
+    trust = spec.mechanism.trust if spec.mechanism else None
+    central = " It sees the sum without noise, and adds the noise before anybody else sees it."
     if spec.readable:
-        noised = spec.mechanism is not None
-        server = (f"each {client}'s own update" +
-                  (f", under that {client}'s noise share only" if noised else "") + ".")
+        under = {"distributed": f", under that {client}'s noise share only", "central":
+                 ", without noise", "local": f", which that {client} has noised by itself",
+                 None: ""}[trust]
+        server = f"each {client}'s own update{under}."
         wire = (f"each {client}'s update, unless the transport is encrypted, as the server does.")
         opener = spec.opener or "the server itself, which reads every update."
     else:
@@ -308,55 +363,87 @@ def _threat_model(spec: Spec, outside: tuple[str, ...]) -> ThreatModel:
                   f" never one {client}'s update.")
         wire = "ciphertexts and their sizes, who sent them and when, and the new model."
         opener = spec.opener
-    assumptions = [
-        f"no {unit} is in two {client}s." if spec.unit == "record" else "",
-        f"the number of {unit}s, their split and the expected batch are public constants.",
-    ]
+    return server, wire, opener + (central if trust == "central" else "")
+
+
+def _assumed_of_messages(spec: Spec) -> list[str]:
+    """What is assumed of records and of what clients send, noise or not."""
+    client, unit = spec.client_name, spec.unit_name
+    found = [f"no {unit} is in two {client}s."] if spec.unit == "record" else []
+    found.append(f"the number of {unit}s, their split and the expected batch are public constants.")
     if spec.aggregator == "semi-honest" and not spec.readable:
-        assumptions.append(
+        found.append(
             f"semi-honest aggregator: the server adds the {client}s' ciphertexts as they come, and "
             f"has that sum opened and no other; one that cheats can have one {client}'s ciphertext "
             "opened. No message is signed or kept.")
     if not spec.readable:
-        assumptions.append(
+        found.append(
             f"no {client} sees another's ciphertext before it has committed to its own: one that "
             "deviates could cancel the others' values and noise out of the sum.")
-        assumptions.append(
+        found.append(
             f"each {client} encrypts its own value, and as planned: one that does not, together "
             "with whoever sees the sums, could learn single updates, and the key that opens them "
             "all.")
-    if spec.mechanism is None:
-        guarantee = f"no differential privacy: the models may reveal single {unit}s."
+    return found
+
+
+def _guarantee(spec: Spec) -> tuple[str, list[str]]:
+    """The guarantee of differential privacy in a sentence, and what it assumes."""
+    client, unit, mechanism = spec.client_name, spec.unit_name, spec.mechanism
+    if mechanism is None:
+        return f"no differential privacy: the models may reveal single {unit}s.", []
+    name = unit if spec.unit == "record" else client
+    pairs = (f"one {name} added or removed" if spec.adjacency == "add_remove" else
+             f"one {name}'s value replaced by any other")
+    text = (f"differential privacy for each {name} (adjacency: {pairs}), {_strength(mechanism)}, "
+            f"sampling rate {spec.sampling_rate:.4g} a round, against anyone who ")
+    assumed = []
+    if mechanism.trust == "local":
+        text += (f"reads the {client}s' messages, the server too, whatever the other {client}s "
+                 "do.")
+        assumed.append(f"each {client} clips, rounds and adds all of its noise as the protocol "
+                       "says.")
+    elif mechanism.trust == "central":
+        text += ("sees the noised sums and the models: not against whoever opens the sum, who "
+                 "sees it without noise.")
+        assumed.append(f"each {client} clips and rounds as the protocol says.")
+        assumed.append("central trust: whoever opens the sum adds the noise as planned, once a "
+                       "round, and shows nobody the sum without it.")
     else:
-        name = unit if spec.unit == "record" else client
-        rate = spec.sampling_rate
-        missing = spec.num_clients - spec.mechanism.num_shares
-        guarantee = (
-            f"differential privacy for each {name} (adjacency: one {name} added or removed), "
-            f"noise multiplier {spec.mechanism.noise_multiplier:.4g} on the sum, "
-            f"sampling rate {rate:.4g} a round, against anyone who sees the sums and the models"
-            + (f", with up to {missing} noise share{'s' if missing > 1 else ''} missing or known "
-               f"to the attacker (each {client} knows its own)." if missing else
-               f", if every share is added and none is known: not against a {client}, which knows "
-               "its own.")
-        )
-        assumptions.append(f"each {client} clips, rounds and adds its noise share as the "
-                           "protocol says.")
+        missing = spec.num_clients - mechanism.num_shares
+        text += "sees the sums and the models" + (
+            f", with up to {missing} noise share{'s' if missing > 1 else ''} missing or known "
+            f"to the attacker (each {client} knows its own)." if missing else
+            f", if every share is added and none is known: not against a {client}, which knows "
+            "its own.")
+        assumed.append(f"each {client} clips, rounds and adds its noise share as the "
+                       "protocol says.")
         if spec.unit == "client":
-            assumptions.append(f"a {client} that is removed still adds its noise share, and the "
-                               f"counts of other {client}s' {unit}s are public.")
-        if spec.sampling and spec.sampling.kind == "poisson" and spec.sampling.unit == "client":
-            assumptions.append(
-                f"nobody who sees the sums and the models learns which {client}s a round drew, and "
-                f"every {client} adds its noise share, drawn or not.")
-        elif spec.sampling and spec.sampling.kind == "poisson":
-            assumptions.append(f"nobody but the {client} learns which {unit}s a round drew.")
-        elif spec.sampling and spec.sampling.kind == "public":
-            assumptions.append(f"which {client}s a round draws depends on no {unit}; the draw "
-                               "amplifies nothing.")
-    return ThreatModel(
-        opens=opens, server=server, eavesdropper=wire, opener=opener, guarantee=guarantee,
-        client=f"its own {unit}s and each new model.",
-        assumptions=tuple(text for text in assumptions if text), outside=tuple(outside),
-        client_name=client,
-    )
+            assumed.append(f"a {client} that is removed still adds its noise share, and the "
+                           f"counts of other {client}s' {unit}s are public.")
+    if mechanism.arithmetic == "float":
+        assumed.append("floating point behaves like real numbers, which it does not: float noise "
+                       "and float sums leave gaps that can give a unit away (Mironov 2012).")
+    sampling = spec.sampling
+    if sampling and sampling.kind == "poisson" and sampling.unit == "record":
+        assumed.append(f"nobody but the {client} learns which {unit}s a round drew.")
+    elif sampling and sampling.kind == "poisson" and mechanism.trust != "local":
+        share = (f", and every {client} adds its noise share, drawn or not"
+                 if mechanism.trust == "distributed" else "")
+        assumed.append(f"nobody who sees the sums and the models learns which {client}s a round "
+                       f"drew{share}.")
+    elif sampling and sampling.kind == "public":
+        assumed.append(f"which {client}s a round draws depends on no {unit}; the draw "
+                       "amplifies nothing.")
+    return text, assumed
+
+
+def _strength(mechanism: Mechanism) -> str:
+    of_what = "each message" if mechanism.trust == "local" else "the sum"
+    if mechanism.kind == "gaussian":
+        return f"noise multiplier {mechanism.noise_multiplier:.4g} on {of_what}"
+    parameters = dict(mechanism.parameters)
+    if mechanism.kind == "skellam":
+        times = math.sqrt(parameters["variance"]) / parameters["l2"]
+        return f"Skellam noise of {times:.4g} times the sensitivity on {of_what}"
+    return f"epsilon {parameters.get('epsilon', math.nan):.4g} a round for {of_what}"

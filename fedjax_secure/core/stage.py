@@ -19,12 +19,15 @@ import numpy as np
 from . import ring
 from .errors import SpecError, UpdateError
 from .opening import ClearOpener, Opener, Setting
-from .randomness import Stream
+from .randomness import Stream, device_keys
 from .spec import Spec
 
 State = Any
 States = dict[str, State]
 _MEAN = "mean"
+
+#: What the key for noise that is drawn when a sum is opened is asked for.
+AT_OPENING = "noise at opening"
 
 
 def _identity_server(state: State, total: jax.Array) -> tuple[jax.Array, State, dict]:
@@ -39,7 +42,8 @@ class Stage(NamedTuple):
         init: ``spec -> (state, spec)``. States what the stage needs (raises SpecError) and what it
             changes. Runs on the host before anything is traced.
         client: ``(state, stream, value [dim]) -> value``. Acts on ONE value; the chain vectorises.
-        server: ``(state, total) -> (total, state, metrics)``.
+        server: ``(state, total) -> (total, state, metrics)``. Metrics are scalars for the round's
+            record: whatever they are computed from must be released already.
         per_record: the stage acts on one record's vector, so it and every stage up to the one that
             rounds run inside the training engine.
         rounds: the stage turns floats into integers; after it, records' vectors are summed.
@@ -49,6 +53,12 @@ class Stage(NamedTuple):
             the value is sent as plain little-endian words.
         add: ``(state, payload, payload) -> payload``, for a stage with ``setup`` whose payloads are
             added up inside a compiled round; None where only the opener can.
+        release: ``(state, stream, total) -> total``: what whoever opens the sum does to it before
+            anybody else sees it, with a key that is drawn once for a round (central noise).
+        carries: names of the entries of the state that ``server`` may change: they go from round
+            to round with the model, and all clients of a round know them. The rest is fixed.
+        width: ``dim -> dim``: how many values the client side makes of so many, where that is
+            another number.
     """
 
     name: str
@@ -60,6 +70,9 @@ class Stage(NamedTuple):
     setup: Callable[[State, Spec, Setting], tuple[State, Opener]] | None = None
     to_wire: Callable[[State, Any, Setting], list[bytes]] | None = None
     add: Callable[[State, Any, Any], Any] | None = None
+    release: Callable[[State, Stream, jax.Array], jax.Array] | None = None
+    carries: tuple[str, ...] = ()
+    width: Callable[[int], int] | None = None
 
 
 class Aggregation(NamedTuple):
@@ -70,7 +83,8 @@ class Aggregation(NamedTuple):
         num_record_stages: how many of them, from the first, run once per record.
         init: ``spec -> (states, spec)``: every refusal happens here, before tracing.
         setup: ``(states, spec, setting) -> (states, opener)``: keys, and who opens the sum.
-        encode_record: ``(states, key [8], slot, vector [dim]) -> int32 [dim]`` for one record.
+        encode_record: ``(states, key [8], slot, vector [dim]) -> int32 [width]`` for one record.
+        record_width: ``dim -> width`` of it.
         encode: ``(states, keys [clients, 8], values [clients, dim]) -> (elements, finite
             [clients])``: the client side after records were summed, up to what is summed: uint32
             ring elements, or floats where nothing is quantised. A value that is not finite is
@@ -84,7 +98,12 @@ class Aggregation(NamedTuple):
             added inside a compiled round.
         reduce: ``(elements, alive [clients]) -> total``: the sum in the clear. An opener comes to
             the same total from the sealed payloads.
+        release: ``(states, key [8], total) -> total``: the noise that whoever opens the sum adds
+            before anybody else sees it, pure and jittable; None where no stage adds any. The
+            opener that ``setup`` returns does it, with a fresh key, before it stores its result.
         decode: ``(states, total) -> (mean [dim] float32, states, metrics)``.
+        carried: ``states -> pytree``: the part that changes from round to round.
+        with_carried: ``(states, carried) -> states``.
     """
 
     stages: tuple[Stage, ...]
@@ -92,13 +111,17 @@ class Aggregation(NamedTuple):
     init: Callable[[Spec], tuple[States, Spec]]
     setup: Callable[[States, Spec, Setting], tuple[States, Opener]]
     encode_record: Callable[..., jax.Array]
+    record_width: Callable[[int], int]
     encode: Callable[..., tuple[jax.Array, jax.Array]]
     seal: Callable[..., Any]
     to_wire: Callable[[States, Any, Setting], list[bytes]]
     contribution: Callable[..., tuple[Any, jax.Array]]
     add: Callable[[States, Any, Any], Any] | None
     reduce: Callable[..., jax.Array]
+    release: Callable[[States, jax.Array, jax.Array], jax.Array] | None
     decode: Callable[..., tuple[jax.Array, States, dict]]
+    carried: Callable[[States], Any]
+    with_carried: Callable[[States, Any], States]
 
 
 def chain(*stages: Stage) -> Aggregation:
@@ -112,7 +135,8 @@ def chain(*stages: Stage) -> Aggregation:
 
     Raises:
         SpecError: two stages of one name, a per-record stage that is not first, records that are
-            never rounded to integers, or a stage behind an encryption.
+            never rounded to integers, a stage behind an encryption, or one between an opener's
+            noise and the sum.
 
     Example:
         >>> mean = chain()
@@ -135,6 +159,11 @@ def chain(*stages: Stage) -> Aggregation:
                         found=str(names), fix=f"Move `{hides}` to the end of the chain.")
     seal_stage = stages[-1] if sealed and sealed[-1] else None
     open_stages = stages[:-1] if seal_stage else stages
+    releasing = [place for place, stage in enumerate(stages) if stage.release is not None]
+    if releasing and releasing != [len(open_stages) - 1]:
+        raise SpecError("chain", need=f"stage `{names[releasing[0]]}`, whose noise whoever opens "
+                        "the sum adds to the sum, as the last that touches it", found=str(names),
+                        fix="Put it right before encrypt(...), or last where there is none.")
 
     def init(spec: Spec) -> tuple[States, Spec]:
         states: States = {_MEAN: {"denominator": jnp.float32(spec.denominator)}}
@@ -148,15 +177,29 @@ def chain(*stages: Stage) -> Aggregation:
         return states, spec
 
     def setup(states: States, spec: Spec, setting: Setting) -> tuple[States, Opener]:
-        if seal_stage is None or seal_stage.setup is None:
-            return states, ClearOpener(setting, spec)
-        state, opener = seal_stage.setup(states[seal_stage.name], spec, setting)
-        return {**states, seal_stage.name: state}, opener
+        opener: Opener = ClearOpener(setting, spec)
+        if seal_stage is not None and seal_stage.setup is not None:
+            state, opener = seal_stage.setup(states[seal_stage.name], spec, setting)
+            states = {**states, seal_stage.name: state}
+        if releasing:
+            compiled = jax.jit(lambda key, total: release(states, key, total))
+
+            def release_once(round: int, total: np.ndarray) -> np.ndarray:
+                key = device_keys([setting.source.key(AT_OPENING, round=round)])[0]
+                return np.asarray(compiled(key, total))
+
+            opener.release_through(release_once)
+        return states, opener
 
     def encode_record(states, key, slot, vector):
         for place, stage in enumerate(stages[:split]):
             vector = stage.client(states[stage.name], Stream(key, place, slot), vector)
         return vector
+
+    def record_width(dim):
+        for stage in stages[:split]:
+            dim = dim if stage.width is None else stage.width(dim)
+        return dim
 
     def encode_one(states, key, value):
         finite = all_finite(value)
@@ -199,6 +242,21 @@ def chain(*stages: Stage) -> Aggregation:
         kept = jnp.where(alive[:, None], elements, jnp.zeros_like(elements))
         return jnp.sum(kept, axis=0, dtype=elements.dtype)
 
+    def release(states, key, total):
+        place = len(open_stages) - 1
+        stage = stages[place]
+        total = stage.release(states[stage.name], Stream(key, place), total)
+        modulus = states[_MEAN]["modulus"].value
+        return total if modulus is None else ring.wrap(total, modulus)
+
+    def carried(states):
+        return {stage.name: {name: states[stage.name][name] for name in stage.carries}
+                for stage in stages if stage.carries}
+
+    def with_carried(states, changed):
+        return {**states, **{name: {**states[name], **entries}
+                             for name, entries in changed.items()}}
+
     def decode(states, total):
         after, metrics = dict(states), {}
         for stage in reversed(stages):
@@ -207,8 +265,10 @@ def chain(*stages: Stage) -> Aggregation:
         return total / states[_MEAN]["denominator"], after, metrics
 
     addable = seal_stage is None or seal_stage.add is not None
-    return Aggregation(tuple(stages), split, init, setup, encode_record, encode, seal, to_wire,
-                       contribution, add if addable else None, reduce, decode)
+    return Aggregation(
+        tuple(stages), split, init, setup, encode_record, record_width, encode, seal, to_wire,
+        contribution, add if addable else None, reduce, release if releasing else None, decode,
+        carried, with_carried)
 
 
 def _record_split(stages: tuple[Stage, ...]) -> int:

@@ -86,6 +86,7 @@ def discrete_gaussian(noise_multiplier: float, *, missing_shares: int = 0) -> St
             total_variation=summed.total_variation_per_round,
             rounded_unit_l2=spec.l2_bound, share_stddev=stddev, num_shares=shares)
         changed = spec.replace(noise_stddev=stddev * math.sqrt(spec.num_clients),
+                               noise_tail_shape=(stddev**2 * spec.num_clients, 0.0),
                                mechanism=mechanism,
                                min_clients=max(spec.min_clients, shares))
         reach = changed.sum_linf_bound()

@@ -77,17 +77,18 @@ class Clients:
                 "part, let all send their noise: poisson_clients(..., everyone_answers=True); or "
                 "count on fewer shares: discrete_gaussian(..., missing_shares=...).")
         keys = self._keys(start.round, cohort)
+        states = self._aggregation.with_carried(self._states, start.state.stage_states)
         if self._rounds.states is not None:
             self._rounds.states.begin(start.round)
         if self._setting.aggregator == "semi-honest":
-            total, clients = self._total(start, keys, notes, clock)
+            total, clients = self._total(start, keys, states, notes, clock)
             self._sync_states(start.round)
             notes["timings_seconds"] = _timings(clock)
             return journal.store_total(start.round, total, clients, self._key_id,
                                        start.model_digest, notes)
         with journal.sending(start.round) as outbox:
             for chunk in self._rounds.chunks(cohort):
-                for client, payload in self._chunk(start, keys, chunk, notes, clock):
+                for client, payload in self._chunk(start, keys, states, chunk, notes, clock):
                     outbox.add(*self._signed(start, client, payload))
                 clock.lap("encrypt")
             self._sync_states(start.round)
@@ -108,12 +109,11 @@ class Clients:
         if self._rounds.states is not None:
             self._rounds.states.sync(round)
 
-    def _chunk(self, start: RoundInput, keys: np.ndarray, chunk: np.ndarray,
+    def _chunk(self, start: RoundInput, keys: np.ndarray, states: States, chunk: np.ndarray,
                notes: dict[str, Any], clock: Any) -> Iterator[tuple[str, bytes]]:
         room = self._rounds.room
         names = tuple(start.cohort.clients[place] for place in chunk)
-        work = self._rounds.train(start.cohort, start.state, keys, self._states,
-                                  Rows.of(chunk, room))
+        work = self._rounds.train(start.cohort, start.state, keys, states, Rows.of(chunk, room))
         jax.block_until_ready(work.values)
         _note(notes, start.cohort, chunk, work.metrics, work.steps)
         clock.lap("train")
@@ -121,23 +121,23 @@ class Clients:
         chunk_keys = np.zeros((room, 8), np.uint32)
         chunk_keys[:len(chunk)] = keys[chunk]
         elements, finite = jax.block_until_ready(
-            self._encode(self._states, chunk_keys, work.values))
+            self._encode(states, chunk_keys, work.values))
         require_finite(np.asarray(finite)[:len(chunk)], names, f"round {start.round}")
         clock.lap("privacy")
-        payloads = jax.block_until_ready(self._seal(self._states, chunk_keys, elements))
+        payloads = jax.block_until_ready(self._seal(states, chunk_keys, elements))
         payloads = jax.tree.map(lambda part: np.asarray(part)[:len(chunk)], payloads)
-        wire = self._aggregation.to_wire(self._states, payloads, self._setting)
+        wire = self._aggregation.to_wire(states, payloads, self._setting)
         yield from zip(names, wire, strict=True)
 
-    def _total(self, start: RoundInput, keys: np.ndarray, notes: dict[str, Any],
+    def _total(self, start: RoundInput, keys: np.ndarray, states: States, notes: dict[str, Any],
                clock: Any) -> tuple[bytes, list[str]]:
-        total, metrics, steps = self._rounds.total(start.cohort, start.state, keys, self._states)
+        total, metrics, steps = self._rounds.total(start.cohort, start.state, keys, states)
         jax.block_until_ready(total)
         alive = start.cohort.taking_part
         _note(notes, start.cohort, alive, metrics, steps)
         clock.lap("train")
         one = jax.tree.map(lambda part: jnp.asarray(part)[None], total)
-        wire = self._aggregation.to_wire(self._states, one, self._setting)
+        wire = self._aggregation.to_wire(states, one, self._setting)
         clock.lap("encrypt")
         return wire[0], [start.cohort.clients[place] for place in alive]
 

@@ -18,16 +18,13 @@ from ..algorithms import Algorithm
 from ..core import (
     Aggregation,
     Aggregator,
-    BudgetError,
     Cohort,
     Opened,
     ResumeError,
     RoundRecord,
     RoundState,
-    Sampling,
     Setting,
     Signer,
-    Spec,
     SpecError,
     ThreatModel,
     model_digest,
@@ -36,12 +33,13 @@ from ..core import (
 from ..data import FederatedDataset
 from ..ledger import Account, EmbeddedLedger, commit
 from ..models import Model
-from ..privacy import Budget, Spend, compose
+from ..privacy import Budget
 from ..selection import Selection, all_records
 from ..training import evaluate
 from .clients import Clients, RoundInput
 from .rounds import Rounds, check_parts, denominator_of
 from .storage import Journal, Sent
+from .terms import figures_of, planned_chain, spend_of, spent_rounds
 
 _COORDINATOR = "coordinator"
 
@@ -140,8 +138,10 @@ class Federation:
         self._rounds = Rounds(model, data, algorithm, aggregation, self.selection, self.source,
                               chunk_clients=chunk_clients)
         self._rounds.require_storable()
-        self.spec, states = self._plan(min_clients, denominator, aggregator)
-        self.spend = self._spend()
+        self.spec, states = planned_chain(
+            self._rounds, min_clients=min_clients, denominator=denominator, aggregator=aggregator,
+            ledger=ledger is not None)
+        self.spend = spend_of(self.spec, data, budget)
         # What can be refused is refused before the folder is taken for this run.
         self._journal = Journal(folder)
         self._opener = None
@@ -152,86 +152,6 @@ class Federation:
             raise
 
     # -- what the run is, checked before anything is traced ---------------------------------
-
-    def _plan(self, min_clients: int | None, denominator: float,
-              aggregator: Aggregator) -> tuple[Spec, dict]:
-        if aggregator not in ("untrusted", "semi-honest"):
-            raise SpecError("the federation", need='aggregator "untrusted" or "semi-honest"',
-                            found=repr(aggregator), fix="Leave it out for the first.")
-        if aggregator == "semi-honest" and self.ledger is not None:
-            raise SpecError(
-                "the federation", need="each client's own message, to record on the ledger",
-                found='aggregator="semi-honest", which adds messages up as they are made',
-                fix='Leave the ledger out, or use aggregator="untrusted".')
-        if aggregator == "semi-honest" and self.aggregation.add is None:
-            raise SpecError(
-                "the federation", need="ciphertexts that a compiled round can add up, for "
-                'aggregator="semi-honest"', found=f"stage `{self.aggregation.stages[-1].name}`, "
-                "whose scheme runs on the host",
-                fix='Use he.public_key(), or aggregator="untrusted".')
-        if self.aggregation.num_record_stages and not self.algorithm.one_step:
-            raise SpecError(
-                "clip(unit='record')", need="an algorithm of one step a round at the global model",
-                found=f"{self.algorithm.name}, whose clients take several steps",
-                fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
-        fewest = 1 if min_clients is None else min_clients
-        drawn = self.selection.sampling
-        secret = drawn is not None and drawn.kind == "poisson" and drawn.unit == "client"
-        if secret and not self.selection.hides_drawn:
-            # Submissions and records name who answered, so nobody's coin is secret.
-            drawn, secret = Sampling("public", 1.0, "client"), False
-        spec = Spec(
-            dim=self._rounds.work.width,
-            num_clients=self.selection.most_clients(self.data.num_clients),
-            num_records=len(self.data.y),
-            denominator=denominator,
-            min_clients=fewest, sampling=drawn, mode=self.source.mode,
-            unit_name=self.data.unit, client_name=self.data.client_unit, aggregator=aggregator)
-        states, chained = self.aggregation.init(spec)
-        if chained.mechanism is not None and self.selection.reads_data:
-            raise SpecError(
-                f"selection `{self.selection.name}` with noise", need="a selection that does not "
-                "look at the clients' records: one client's records would decide who else takes "
-                "part, which no noise covers", found="one that reads their losses",
-                fix="Use fs.selection.uniform_clients(...) or poisson_clients(...).")
-        if chained.mechanism is not None and self.algorithm.cohort_weights and secret:
-            raise SpecError(
-                f"{self.algorithm.name} with noise and secret coins for clients",
-                need="values that do not depend on who else was drawn: whether one client is in "
-                "the sum would move the others' values too, which no clipping bounds",
-                found=f"weights relative to the cohort, and selection `{self.selection.name}`",
-                fix="Use fs.selection.uniform_clients(...), or another algorithm.")
-        if min_clients is None and chained.mechanism is None:
-            # No noise that says how many shares it needs: a sum of fewer would tell more.
-            states, chained = self.aggregation.init(
-                spec.replace(min_clients=self._rounds.fewest_clients(spec.num_clients)))
-        return chained, states
-
-    def _spend(self) -> Spend | None:
-        mechanism, sampling = self.spec.mechanism, self.spec.sampling
-        if mechanism is None:
-            return None
-        if sampling is None or self.budget is None:
-            raise SpecError(
-                "a federation that adds noise", need="a budget to spend from",
-                found="none", fix="Pass budget=fs.privacy.Budget.open("
-                "data.population_fingerprint, data.unit, epsilon=..., dp_delta=...).")
-        if self.source.mode == "seeded" and self.budget.label is None:
-            raise BudgetError(
-                "a seeded federation", need="a budget of its own, with a label",
-                found="the data's own budget", fix='Open it with Budget.open(..., '
-                'label="simulation"), or leave the seed out.')
-        unit = self.data.unit if self.spec.unit == "record" else self.data.client_unit
-        found = (self.budget.fingerprint, self.budget.unit)
-        if found != (self.data.population_fingerprint, unit):
-            raise BudgetError(
-                "the federation", need=f"the budget of this dataset's {unit}s",
-                found=f"one of {'other data' if found[1] == unit else repr(found[1])}",
-                fix="Open it with Budget.open(data.population_fingerprint, "
-                    f"{unit!r}, epsilon=..., dp_delta=...).")
-        return Spend(noise_multiplier=mechanism.noise_multiplier,
-                     sampling_rate=self.spec.sampling_rate, unit=unit, adjacency="add_remove",
-                     log_ratio=mechanism.log_ratio, total_variation=mechanism.total_variation)
 
     def _manifest(self, states: dict) -> dict[str, Any]:
         return {
@@ -249,10 +169,10 @@ class Federation:
 
     def _settled_spec(self) -> dict[str, Any]:
         fields = dict(vars(self.spec))
-        mechanism = fields.pop("mechanism")
-        fields["noise_multiplier"] = mechanism.noise_multiplier if mechanism else 0.0
-        fields["sampling_rate"] = fields.pop("sampling").rate if self.spec.sampling else 1.0
-        return fields
+        mechanism, sampling = fields.pop("mechanism"), fields.pop("sampling")
+        return {**fields, "mechanism": mechanism and dict(vars(mechanism)),
+                "noise_multiplier": mechanism.noise_multiplier if mechanism else 0.0,
+                "sampling_rate": sampling.rate if sampling else 1.0}
 
     def _set_up(self, states: dict) -> None:
         manifest = self._manifest(states)
@@ -299,7 +219,7 @@ class Federation:
         """
         params = self.model.init(jax.random.key(0) if key is None else key)
         self._rounds.open_states(params, self._journal.folder / "clients")
-        state, self.records = self._journal.load(self._rounds.fresh(params))
+        state, self.records = self._journal.load(self._rounds.fresh(params, self._states))
         if self._rounds.states is not None:
             self._rounds.states.commit(int(state.round))  # a kill may have come before it
         return state
@@ -330,7 +250,7 @@ class Federation:
         finished = self._require_last(state)
         if self.spend is not None and rounds > finished:
             assert self.budget is not None
-            spent = self._spent_rounds()
+            spent = spent_rounds(self.budget, self.run_id)
             ahead = sum(number not in spent for number in range(finished + 1, rounds + 1))
             if ahead:
                 self.budget.check(self.spend, ahead)
@@ -390,21 +310,22 @@ class Federation:
         head = self._submit(number, sent)
         clock.lap("ledger")
         opened = self._open(number, before, sent)
-        params, opt_state = jax.block_until_ready(
-            self._step(state.params, state.opt_state, self._states, opened.total))
-        self._rounds.require_finite_model(number, params, opt_state)
+        states = self.aggregation.with_carried(self._states, state.stage_states)
+        params, opt_state, carried, figures = jax.block_until_ready(
+            self._step(state.params, state.opt_state, states, opened.total))
+        self._rounds.require_finite_model(number, params, (opt_state, carried))
         after = model_digest(params)
         clock.lap("aggregate")
         if self.ledger is not None:
             head = self._confirm(number, after)
         clock.lap("ledger")
-        metrics = self._evaluate(params)
+        metrics = self._evaluate(params) | {name: float(v) for name, v in figures.items()}
         observed = self._observed(number, sent, metrics)
-        new = RoundState(params, opt_state, {}, number, self._rounds.observe(state, *observed))
+        new = RoundState(params, opt_state, carried, number, self._rounds.observe(state, *observed))
         record = RoundRecord(
             run=self.run_id, round=number, mode=_label(self.source.mode), clients=opened.clients,
             model_before=before.hex(), model_after=after.hex(), sum_digest=opened.digest.hex(),
-            dp=self._dp(number), metrics=metrics, outside_guarantee=OUTSIDE,
+            dp=self._dp(number, len(opened.clients)), metrics=metrics, outside_guarantee=OUTSIDE,
             timings_seconds={**timings, "aggregate": clock.seconds["aggregate"],
                              "ledger": clock.seconds["ledger"]},
             bytes_per_client=sent.largest_bytes, ledger_head=head,
@@ -490,17 +411,6 @@ class Federation:
         """
         return int.from_bytes(self.source.key("release", round=number)[:6], "little")
 
-    def _spent_rounds(self) -> list[int | None]:
-        """Rounds of this run that the budget holds, since it was last reset, one entry a spend."""
-        assert self.budget is not None
-        spent: list[int | None] = []
-        for entry in self.budget.entries():
-            if entry.kind == "reset":
-                spent.clear()
-            elif entry.run_id == self.run_id:
-                spent.append(entry.round)
-        return spent
-
     def _spend_round(self, number: int, attempt: int) -> None:
         if self.spend is not None:
             assert self.budget is not None
@@ -548,28 +458,12 @@ class Federation:
         return {"accuracy": by_client(scores.accuracy), "auc": by_client(scores.auc),
                 "loss": by_client(scores.loss), "mean_accuracy": float(mean)}
 
-    def _dp(self, number: int) -> Mapping[str, Any]:
+    def _dp(self, number: int, answered: int) -> Mapping[str, Any]:
         if self.spend is None or self.budget is None:
             return {}
         # A round that had to be paid for twice counts twice.
-        count = max(number, len(self._spent_rounds()))
-        run = Spend(**{**self.spend.to_dict(), "count": count})
-        return {
-            "unit": self.spend.unit, "adjacency": self.spend.adjacency,
-            "sampling_rate": self.spend.sampling_rate,
-            "noise_multiplier": self.spend.noise_multiplier,
-            "epsilon": compose([run], self.budget.dp_delta), "dp_delta": self.budget.dp_delta,
-            "budget_epsilon": self.budget.epsilon, "budget_spent": self.budget.spent,
-            "label": self.budget.label or "", "mode": _label(self.source.mode),
-            "assumes": self._assumed_shares(),
-        }
-
-    def _assumed_shares(self) -> str:
-        assert self.spec.mechanism is not None
-        missing = self.spec.num_clients - self.spec.mechanism.num_shares
-        if not missing:
-            return "every noise share added and none known"
-        return f"at most {missing} noise share{'s' if missing > 1 else ''} missing or known"
+        count = max(number, len(spent_rounds(self.budget, self.run_id)))
+        return figures_of(self.spec, self.spend, self.budget, rounds=count, answered=answered)
 
     # -- what people ask ---------------------------------------------------------------------
 

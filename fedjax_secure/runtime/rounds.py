@@ -120,6 +120,11 @@ class Rounds:
         self._all_finite = jax.jit(all_finite)
         self._nobody = np.zeros(0, np.int32)
 
+    @property
+    def dim(self) -> int:
+        """How many values the chain takes: of one record's gradient, or of a client's value."""
+        return self.model.dim if self.aggregation.num_record_stages else self.work.width
+
     def open_states(self, params: Any, folder: Path | None = None) -> None:
         """Make or find the clients' states; ``params`` is the first model.
 
@@ -293,17 +298,23 @@ class Rounds:
         losses = np.where(cohort.alive, losses, np.nan)
         return self.selection.observe(state.selection, cohort, Observed(losses, steps))
 
-    def fresh(self, params: Any) -> RoundState:
+    def fresh(self, params: Any, stage_states: Any) -> RoundState:
         """The state before the first round."""
         candidates = Candidates(self.data.clients, self.data.offsets)
-        return RoundState(params, self.algorithm.init(self.model, params), {}, 0,
+        return RoundState(params, self.algorithm.init(self.model, params),
+                          self.aggregation.carried(stage_states), 0,
                           self.selection.init(candidates))
 
     def server_step(self, params: Any, server_state: Any, stage_states: Any,
-                    total: jax.Array) -> tuple[Any, Any]:
-        """The sum decoded by the chain, and the algorithm's step with it; pure and jittable."""
-        mean, _, _ = self.aggregation.decode(stage_states, total)
-        return self.algorithm.step(self.model, params, server_state, mean)
+                    total: jax.Array) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
+        """The sum decoded by the chain, and the algorithm's step with it; pure and jittable.
+
+        Returns:
+            The model, the server's state, what the stages carry on, and the stages' metrics.
+        """
+        mean, after, metrics = self.aggregation.decode(stage_states, total)
+        params, server_state = self.algorithm.step(self.model, params, server_state, mean)
+        return params, server_state, self.aggregation.carried(after), metrics
 
     # -- what the run is ---------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from ..algorithms import Algorithm
 from ..core import Aggregation, RoundState, Spec, SpecError, chain, source
 from ..core.randomness import device_keys
+from ..core.stage import AT_OPENING
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Selection, all_records
@@ -33,6 +35,7 @@ class RoundReport(NamedTuple):
         seconds: wall time.
         simulated_seconds: how long the round would have taken, where the selection simulates time.
         evaluation: held-out figures, in the rounds that were asked to have them.
+        stages: figures of the chain's stages, by ``stage/name``.
     """
 
     round: int
@@ -42,6 +45,7 @@ class RoundReport(NamedTuple):
     seconds: float
     simulated_seconds: float | None = None
     evaluation: Evaluation | None = None
+    stages: Mapping[str, float] = MappingProxyType({})
 
 
 class Simulation:
@@ -124,7 +128,7 @@ class Simulation:
             chunk_clients=chunk_clients,
             engine={"layout": layout, "num_lanes": num_lanes, "devices": devices})
         spec = Spec(
-            dim=self.rounds.work.width, num_clients=selection.most_clients(data.num_clients),
+            dim=self.rounds.dim, num_clients=selection.most_clients(data.num_clients),
             num_records=len(data.y),
             denominator=denominator,
             sampling=selection.sampling, mode=self.source.mode, unit_name=data.unit,
@@ -133,6 +137,8 @@ class Simulation:
         self._keyed = bool(aggregation.stages) or algorithm.one_step
         self._traces: Counter[str] = Counter()
         self._step = self._compiled("step", self.rounds.server_step)
+        self._release = (None if aggregation.release is None else
+                         self._compiled("release", aggregation.release))
         self._last: tuple[int, Any] | None = None
 
     def init(self, key: jax.Array | None = None) -> RoundState:
@@ -144,7 +150,7 @@ class Simulation:
         params = self.model.init(jax.random.key(0) if key is None else key)
         self.rounds.open_states(params)
         self._last = 0, params
-        return self.rounds.fresh(params)
+        return self.rounds.fresh(params, self._states)
 
     def run(self, state: RoundState, *, rounds: int) -> Iterator[tuple[RoundState, RoundReport]]:
         """Run until ``rounds`` rounds are finished, one at a time.
@@ -186,21 +192,26 @@ class Simulation:
         if rounds.states is not None:
             rounds.states.begin(number)
         cohort = rounds.draw(number, state)
-        total, metrics, steps = rounds.total(cohort, state, self._keys(cohort), self._states)
-        params, server_state = self._step(state.params, state.opt_state, self._states, total)
-        rounds.require_finite_model(number, params, server_state)
+        states = rounds.aggregation.with_carried(self._states, state.stage_states)
+        total, metrics, steps = rounds.total(cohort, state, self._keys(cohort), states)
+        if self._release is not None:
+            key = device_keys([self.source.key(AT_OPENING, round=number)])[0]
+            total = self._release(states, key, total)
+        params, server_state, carried, figures = self._step(
+            state.params, state.opt_state, states, total)
+        rounds.require_finite_model(number, params, (server_state, carried))
         if rounds.states is not None:
             rounds.states.commit(number)
         self._last = number, params
         selection = rounds.observe(state, cohort, metrics, steps)
-        state = RoundState(params, server_state, {}, number, selection)
+        state = RoundState(params, server_state, carried, number, selection)
         jax.block_until_ready(params)
         evaluated = self.evaluate_every and number % self.evaluate_every == 0
         evaluation = self.evaluate(state) if evaluated else None
         return state, RoundReport(
             number, len(cohort.taking_part), int(steps.sum()),
             _weighted(metrics.get("loss"), steps), time.perf_counter() - started,
-            cohort.seconds, evaluation)
+            cohort.seconds, evaluation, {name: float(value) for name, value in figures.items()})
 
     def _is_last(self, state: RoundState) -> bool:
         """Whether a state is the one that the clients' own states belong to."""

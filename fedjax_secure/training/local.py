@@ -116,6 +116,7 @@ def record_sums(
     out_dtype: Any = jnp.int32,
     *,
     with_states: bool = False,
+    width: int | None = None,
 ) -> ClientWork:
     """Each record's gradient at ``shared["params"]``, encoded by itself and summed.
 
@@ -129,16 +130,19 @@ def record_sums(
             ``shared["states"]`` if ``with_states``.
         out_dtype: what it returns.
         with_states: whether it takes states.
+        width: how many values it returns; None for ``dim``.
 
     Returns:
-        Work that sends ``[dim]`` of ``out_dtype``; ``own["key"]`` is each client's key.
+        Work that sends ``[width]`` of ``out_dtype``; ``own["key"]`` is each client's key.
 
     Source:
         Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1.
     """
 
+    width = model.dim if width is None else width
+
     def start(shared, own, state):
-        return jnp.zeros(model.dim, out_dtype), jnp.int32(0)
+        return jnp.zeros(width, out_dtype), jnp.int32(0)
 
     def step(shared, own, carry, batch):
         # One record by itself: in a batch, the last bit of a gradient depends on the place in the
@@ -158,7 +162,7 @@ def record_sums(
         return ClientResult(total, nonfinite=bad)
 
     phases = (Phase(step, partial=False),)
-    return ClientWork("record_sums", model.dim, start, phases, finish, batch_size=1)
+    return ClientWork("record_sums", width, start, phases, finish, batch_size=1)
 
 
 def local_loss(model: TrainableModel) -> ClientWork:

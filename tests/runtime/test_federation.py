@@ -185,7 +185,7 @@ def test_a_folder_of_another_format_is_refused_in_words(tmp_path):
     _fed_avg(fs.data.heart_disease(), tmp_path).close()
     path = tmp_path / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
-    with pytest.raises(ResumeError, match="folder of format 2, got one of format 1, which release"):
+    with pytest.raises(ResumeError, match="folder of format 3, got one of format 1, which release"):
         _fed_avg(fs.data.heart_disease(), tmp_path)
     path.write_text("[1]")
     with pytest.raises(ResumeError, match="a readable run.json"):

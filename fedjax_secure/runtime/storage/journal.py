@@ -37,7 +37,7 @@ import numpy as np
 from ...core import ResumeError, RoundRecord, RoundState, StoredPayload, Submission
 from ...core.opening import write_durably
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""What a round of a federation costs its budget, and what its record says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ...core import BudgetError, Mechanism, Spec, SpecError
+from ...data import FederatedDataset
+from ...privacy import Budget, Spend, compose
+
+
+def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend | None:
+    """The spend of one round; None where the chain adds no noise.
+
+    Raises:
+        SpecError: noise without a budget.
+        BudgetError: the budget belongs to other data, another unit or another adjacency, or a
+            simulation would spend from the data's own.
+    """
+    mechanism = spec.mechanism
+    if mechanism is None:
+        return None
+    unit = data.unit if spec.unit == "record" else data.client_unit
+    other = "" if spec.adjacency == "add_remove" else f", adjacency={spec.adjacency!r}"
+    how = (f"Budget.open(data.population_fingerprint, {unit!r}, epsilon=..., dp_delta=...{other})")
+    if spec.sampling is None or budget is None:
+        raise SpecError("a federation that adds noise", need="a budget to spend from",
+                        found="none", fix=f"Pass budget=fs.privacy.{how}.")
+    if spec.mode == "seeded" and budget.label is None:
+        raise BudgetError(
+            "a seeded federation", need="a budget of its own, with a label",
+            found="the data's own budget", fix='Open it with Budget.open(..., '
+            'label="simulation"), or leave the seed out.')
+    found = (budget.fingerprint, budget.unit)
+    if found != (data.population_fingerprint, unit):
+        raise BudgetError(
+            "the federation", need=f"the budget of this dataset's {unit}s",
+            found=f"one of {'other data' if found[1] == unit else repr(found[1])}",
+            fix=f"Open it with {how}.")
+    if budget.adjacency != spec.adjacency:
+        raise BudgetError(
+            "the federation", need=f"a budget of adjacency {spec.adjacency!r}, which this chain's "
+            "guarantee is of", found=repr(budget.adjacency), fix=f"Open it with {how}.")
+    # A Gaussian needs no parameters besides.
+    kind = {} if mechanism.kind == "gaussian" else {
+        "kind": mechanism.kind, "parameters": mechanism.parameters}
+    return Spend(
+        noise_multiplier=mechanism.noise_multiplier, sampling_rate=spec.sampling_rate, unit=unit,
+        adjacency=spec.adjacency, log_ratio=mechanism.log_ratio,
+        total_variation=mechanism.total_variation, **kind)
+
+
+def spent_rounds(budget: Budget, run_id: str) -> list[int | None]:
+    """Rounds of a run that its budget holds, since it was last reset, one entry a spend."""
+    spent: list[int | None] = []
+    for entry in budget.entries():
+        if entry.kind == "reset":
+            spent.clear()
+        elif entry.run_id == run_id:
+            spent.append(entry.round)
+    return spent
+
+
+def figures_of(spec: Spec, spend: Spend, budget: Budget, *, rounds: int, answered: int,
+               ) -> Mapping[str, Any]:
+    """What a round's record says of its privacy.
+
+    Args:
+        spec: of the chain.
+        spend: of one round.
+        budget: it was spent from.
+        rounds: how many such rounds the run has paid for.
+        answered: how many clients' values are in the round's sum.
+    """
+    mechanism = spec.mechanism
+    assert mechanism is not None
+    run = Spend(**{**spend.to_dict(), "count": rounds})
+    return {
+        "unit": spend.unit, "adjacency": spend.adjacency, "trust": mechanism.trust,
+        "mechanism": mechanism.kind, "parameters": dict(mechanism.parameters),
+        "arithmetic": mechanism.arithmetic, "sampling_rate": spend.sampling_rate,
+        "noise_multiplier": spend.noise_multiplier, **_noise_there(spec, mechanism, answered),
+        "epsilon": compose([run], budget.dp_delta), "dp_delta": budget.dp_delta,
+        "budget_epsilon": budget.epsilon, "budget_spent": budget.spent,
+        "label": budget.label or "", "mode": "simulation" if spec.mode == "seeded" else "secure",
+        "assumes": _assumed(spec, mechanism),
+    }
+
+
+def _noise_there(spec: Spec, mechanism: Mechanism, answered: int) -> dict[str, float]:
+    """Integer units: the noise that epsilon counts on, and what the round's sum really has."""
+    draws = {"central": 1, "local": answered, "distributed": answered}[mechanism.trust]
+    return {
+        "noise_stddev_accounted": mechanism.share_stddev * math.sqrt(mechanism.num_shares),
+        "noise_stddev_in_sum": mechanism.share_stddev * math.sqrt(draws),
+        "noise_shares": draws, "noise_shares_accounted": mechanism.num_shares,
+    }
+
+
+def _assumed(spec: Spec, mechanism: Mechanism) -> str:
+    if mechanism.trust == "central":
+        return "whoever opens the sum adds all of the noise, and is trusted with the sum"
+    if mechanism.trust == "local":
+        return "nobody: each message has all of its noise"
+    missing = spec.num_clients - mechanism.num_shares
+    if not missing:
+        return "every noise share added and none known"
+    return f"at most {missing} noise share{'s' if missing > 1 else ''} missing or known"
