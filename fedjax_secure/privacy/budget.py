@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -558,18 +558,18 @@ def _times(spend: Spend, rounds: int) -> list[Spend]:
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise SpecError("the privacy budget", need="rounds >= 1, an integer",
                         found=f"rounds={rounds!r}", fix="Give the number of rounds.")
-    return [Spend(**{**spend.to_dict(), "count": spend.count * rounds})]
+    return [replace(spend, count=spend.count * rounds)]
 
 
 def _text(spend: Spend | None) -> str:
     if spend is None:
         return "no spend"
-    return (f"noise multiplier {spend.noise_multiplier:.4g}, sampling rate "
-            f"{spend.sampling_rate:.4g}, count {spend.count}")
+    return str(spend)
 
 
 def _document(entry: BudgetEntry) -> dict[str, Any]:
-    return {name: value for name, value in asdict(entry).items() if value is not None}
+    fields = {name: value for name, value in vars(entry).items() if value is not None}
+    return {**fields, "spend": entry.spend.to_dict()} if entry.spend is not None else fields
 
 
 def _entry(document: dict[str, Any]) -> BudgetEntry:
