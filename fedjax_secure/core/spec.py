@@ -248,6 +248,27 @@ class Spec:
         """One unit's L2 sensitivity in the sum, in units of ``1 / scale``, rounding included."""
         return self.l2_bound
 
+    def stddev_in_sum(self, num_clients: int) -> float:
+        """Standard deviation of the noise in a sum of so many clients' values, integer units.
+
+        Clients that drop out take their noise shares with them; ``missing_shares`` of a noise stage
+        and ``min_clients`` keep this at or above what is accounted.
+
+        Args:
+            num_clients: whose values are in the sum.
+
+        Example:
+            >>> mechanism = Mechanism(1.0, 0.0, 0.0, 10.0, 5.0, num_shares=4)
+            >>> spec = Spec(dim=1, num_clients=5, num_records=5, denominator=5.0,
+            ...             mechanism=mechanism)
+            >>> spec.stddev_in_sum(4), spec.stddev_in_sum(1)
+            (10.0, 5.0)
+        """
+        if self.mechanism is None:
+            return 0.0
+        draws = 1 if self.mechanism.trust == "central" else num_clients
+        return self.mechanism.share_stddev * math.sqrt(draws)
+
     def noise_tail(self, probability: float = NEGLIGIBLE) -> float:
         """A bound that all ``dim`` noise values keep, except with this probability.
 

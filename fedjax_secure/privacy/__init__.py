@@ -10,11 +10,15 @@ from .accounting import (
     share_stddev_for,
 )
 from .budget import Budget
-from .clip import clip
-from .noise import discrete_gaussian
+from .clipping import adaptive_clip, clip, clip_layers
+from .noise import discrete_gaussian, gaussian, randomised_response
 from .quantise import quantise, rounded_l2_bound
+from .reporting import PrivacyReport, RunFacts, report
+from .rotate import rotate
 
 __all__ = [
-    "Budget", "DiscreteGaussianSum", "Spend", "calibrate", "calibrate_shares", "clip", "compose",
-    "discrete_gaussian", "epsilon", "quantise", "rounded_l2_bound", "share_stddev_for",
+    "Budget", "DiscreteGaussianSum", "PrivacyReport", "RunFacts", "Spend", "adaptive_clip",
+    "calibrate", "calibrate_shares", "clip", "clip_layers", "compose", "discrete_gaussian",
+    "epsilon", "gaussian", "quantise", "randomised_response", "report", "rotate",
+    "rounded_l2_bound", "share_stddev_for",
 ]

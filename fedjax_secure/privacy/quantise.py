@@ -102,7 +102,7 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
         bits: the ring is ``[0, 2^bits)``; 2 to 31.
         scale: integer units per model unit. None takes the largest power of two for which every
             clipped unit may take part at its worst without a wrap, with half of the ring left for
-            noise.
+            noise. (After rotate() "at its worst" is meant but for 2^-40 a round.)
 
     Returns:
         A stage that turns float32 into int32 and sets ``scale``, ``modulus`` and the bounds.
@@ -134,6 +134,8 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
              "Keep one quantise(...) in the chain, after clip(...).")
         need(spec.l2_bound is not None, "quantise", "a bounded L2 norm", "no bound",
              "Put clip(...) before it.")
+        need(spec.mechanism is None, "quantise", "values without noise", "noised floats",
+             "Put integer noise after quantise(...), or leave quantise(...) out.")
         chosen = float(scale) if scale is not None else _largest_scale(spec, modulus)
         need(math.isfinite(chosen) and chosen > 0, "quantise", "a positive scale",
              f"scale={scale!r}", "Leave scale out, or give integer units per model unit.")
@@ -171,9 +173,10 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
 
 def _largest_scale(spec: Spec, modulus: int) -> float:
     """The largest power of two that leaves half of the ring for noise."""
-    assert spec.l2_bound is not None
+    assert spec.l2_bound is not None and spec.linf_bound is not None
     room = modulus / 4.0 / spec.sum_terms
-    exponent = math.floor(math.log2(min(room, _MAX_INTEGER_NORM / 2.0) / spec.l2_bound))
+    exponent = math.floor(math.log2(min(room / spec.linf_bound,
+                                        _MAX_INTEGER_NORM / 2.0 / spec.l2_bound)))
     candidate = 2.0**exponent
     need(candidate * spec.l2_bound >= 1.0, "quantise",
          f"a ring with room for {spec.sum_terms} clipped units of at least one integer unit",

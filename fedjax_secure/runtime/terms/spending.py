@@ -81,21 +81,15 @@ def figures_of(spec: Spec, spend: Spend, budget: Budget, *, rounds: int, answere
         "unit": spend.unit, "adjacency": spend.adjacency, "trust": mechanism.trust,
         "mechanism": mechanism.kind, "parameters": dict(mechanism.parameters),
         "arithmetic": mechanism.arithmetic, "sampling_rate": spend.sampling_rate,
-        "noise_multiplier": spend.noise_multiplier, **_noise_there(spec, mechanism, answered),
+        "noise_multiplier": spend.noise_multiplier,
+        # Integer units: what epsilon counts on, and what the round's sum really has.
+        "noise_stddev_accounted": mechanism.share_stddev * math.sqrt(mechanism.num_shares),
+        "noise_stddev_in_sum": spec.stddev_in_sum(answered),
+        "noise_shares_accounted": mechanism.num_shares,
         "epsilon": compose([run], budget.dp_delta), "dp_delta": budget.dp_delta,
         "budget_epsilon": budget.epsilon, "budget_spent": budget.spent,
         "label": budget.label or "", "mode": "simulation" if spec.mode == "seeded" else "secure",
         "assumes": _assumed(spec, mechanism),
-    }
-
-
-def _noise_there(spec: Spec, mechanism: Mechanism, answered: int) -> dict[str, float]:
-    """Integer units: the noise that epsilon counts on, and what the round's sum really has."""
-    draws = {"central": 1, "local": answered, "distributed": answered}[mechanism.trust]
-    return {
-        "noise_stddev_accounted": mechanism.share_stddev * math.sqrt(mechanism.num_shares),
-        "noise_stddev_in_sum": mechanism.share_stddev * math.sqrt(draws),
-        "noise_shares": draws, "noise_shares_accounted": mechanism.num_shares,
     }
 
 
