@@ -33,7 +33,7 @@ from ..core import (
 from ..data import FederatedDataset
 from ..ledger import Account, EmbeddedLedger, commit
 from ..models import Model
-from ..privacy import Budget
+from ..privacy import Budget, RunFacts
 from ..selection import Selection, all_records
 from ..training import evaluate
 from .clients import Clients, RoundInput
@@ -470,6 +470,23 @@ class Federation:
     def threat_model(self) -> ThreatModel:
         """Who sees what in this federation, in sentences."""
         return self.spec.threat_model(OUTSIDE)
+
+    def privacy_facts(self) -> RunFacts:
+        """What is known of this run's privacy; ``fs.privacy.report(federation)`` shows it."""
+        data, algorithm, selection = self.data, self.algorithm, self.selection
+
+        def with_settings(part: Any) -> str:
+            return f"{part.name} ({part.settings})" if part.settings else part.name
+
+        return RunFacts(
+            run=self.run_id, release=__version__,
+            data={"name": data.name, "population": data.population, "card": data.card,
+                  "features": data.feature_names, "records": len(data.y)},
+            model=self.model.name, algorithm=with_settings(algorithm),
+            selection=with_settings(selection),
+            stages=tuple(stage.name for stage in self.aggregation.stages), spec=self.spec,
+            spend=self.spend, budget=self.budget, threat_model=self.threat_model(),
+            records=tuple(self.records))
 
     def close(self) -> None:
         """Stop parties, and let another process use the folder and the ledger."""

@@ -56,6 +56,7 @@ class RunFacts:
                 "parameters": spec.dim, "algorithm": self.algorithm, "selection": self.selection,
                 "stages": list(self.stages), "clients_asked": spec.num_clients,
                 "clients_needed": spec.min_clients, "aggregator": spec.aggregator,
+                "readable": spec.readable,
                 "mode": "simulation" if spec.mode == "seeded" else "secure",
             },
             "data": self._data(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,4 +179,13 @@ def report(
     values["audits"] = [audit.to_dict() for audit in audits]
     values["context"] = context
     values["made"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return PrivacyReport(values)
+    return PrivacyReport(_plain(values))
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON reads it back: lists for tuples, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

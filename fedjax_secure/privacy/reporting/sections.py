@@ -246,8 +246,8 @@ def _officer(values: Mapping[str, Any]) -> Section:
     measures = ["data stays where it is: only updates leave a " + data["client_unit"]]
     if dp is not None:
         measures.append(f"differential privacy for each {dp['unit']}")
-    if not any("reads every update" in text for text in (values["threat_model"]["opener"],)):
-        measures.append("single updates are hidden: " + values["threat_model"]["opener"])
+    if not run["readable"]:
+        measures.append("single updates are hidden from the server (who opens the sum: above)")
     if run["aggregator"] == "untrusted":
         measures.append("every update is signed by its sender")
     known = (
