@@ -14,7 +14,8 @@ margin:0 auto;padding:1rem 1.25rem}
 padding-bottom:.2rem}
 .fs-report table{border-collapse:collapse;margin:.5rem 0;width:100%;font-size:.92em}
 .fs-report th,.fs-report td{border:1px solid #d5dbe3;padding:.3rem .55rem;text-align:left;
-vertical-align:top;overflow-wrap:anywhere;color:inherit;background:inherit}
+vertical-align:top;overflow-wrap:break-word;white-space:pre-line;color:inherit;
+background:inherit}
 .fs-report th{background:#f1f4f8}
 .fs-report td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .fs-report .fs-note{border-left:4px solid #b45309;background:#fff7ed;padding:.5rem .8rem;

@@ -185,14 +185,19 @@ def _budget(values: Mapping[str, Any]) -> Section | None:
     blocks: list[Any] = [first]
     if by_run:
         blocks.append(Table(
-            ("Run", "Releases", "First", "Last", "Epsilon of the budget after it"),
-            tuple((run[:16], str(len(found)), found[0]["time"], found[-1]["time"],
-                   upwards(found[-1]["epsilon"])) for run, found in by_run.items()),
+            ("Run", "Releases", "First (UTC)", "Last (UTC)", "Epsilon after it"),
+            tuple((run[:16], str(len(found)), _minute(found[0]["time"]),
+                   _minute(found[-1]["time"]), upwards(found[-1]["epsilon"]))
+                  for run, found in by_run.items()),
             frozenset({1, 4})))
     blocks += [Note(
-        f"The budget was reset on {e['time']} by {e['by']}: {e['reason']}. What was released "
-        "before stays released, and is not in the figures above.") for e in resets]
+        f"The budget was reset on {_minute(e['time'])} UTC by {e['by']}: {e['reason']}. What was "
+        "released before stays released, and is not in the figures above.") for e in resets]
     return Section("The budget of the population", tuple(blocks))
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
 
 
 def _parties(values: Mapping[str, Any]) -> Section:
