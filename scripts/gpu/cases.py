@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from fedjax_kernels import discrete_gaussian, rlwe
 from fedjax_kernels.chacha import pallas as chacha_pallas
 from fedjax_kernels.chacha import xla as chacha_xla
-from fedjax_kernels.discrete_gaussian import pallas as gaussian_pallas
-from fedjax_kernels.discrete_gaussian import xla as gaussian_xla
+from fedjax_kernels.inversion import pallas as gaussian_pallas
+from fedjax_kernels.inversion import xla as gaussian_xla
 from fedjax_kernels.modular import Moduli, ntt_primes
 from fedjax_kernels.modular import pallas as modular_pallas
 from fedjax_kernels.modular import xla as modular_xla

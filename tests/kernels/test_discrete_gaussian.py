@@ -29,6 +29,7 @@ from fedjax_kernels.discrete_gaussian import (
     table,
 )
 from fedjax_kernels.discrete_gaussian.cases import TEST_CASES
+from fedjax_kernels.inversion.reference import sample as reference_sample
 
 FALSE_ALARM = 1e-6
 SIGMAS = (0.5, 2.0, 10.0, 300.0)
@@ -133,7 +134,7 @@ def test_words_on_and_beside_every_threshold(sigma, x64):
     with jax.enable_x64(x64):
         drawn = np.asarray(sample(made, as_words(values)))
     assert drawn.dtype == np.int32
-    expected = reference.sample(made.thresholds, as_words(values), made.max_magnitude)
+    expected = reference_sample(made.thresholds, as_words(values), made.max_magnitude)
     np.testing.assert_array_equal(drawn, expected)
     # Said once without the reference: a threshold itself belongs to the value above it.
     place = {value: int(draw) for value, draw in zip(values, drawn, strict=True)}
@@ -190,9 +191,11 @@ def test_a_table_passes_through_jit_vmap_and_shard_map():
 
     # A table of its own for each client, of one size: sigma 2.0 and 2.1 both fit 32 columns.
     other = table(2.1)
-    pair = jnp.stack([made.thresholds, other.thresholds])
-    of_each = jax.vmap(lambda thresholds: sample(replace(made, thresholds=thresholds), words[:, 0]))
-    np.testing.assert_array_equal(of_each(pair), [expected[0], sample(other, words[:, 0])])
+    assert (made.guide_bits, made.guide_steps) == (other.guide_bits, other.guide_steps)
+    pair = [jnp.stack(p) for p in ((made.thresholds, other.thresholds), (made.guide, other.guide))]
+    of_each = jax.vmap(lambda thresholds, guide: sample(
+        replace(made, thresholds=thresholds, guide=guide), words[:, 0]))  # fmt: skip
+    np.testing.assert_array_equal(of_each(*pair), [expected[0], sample(other, words[:, 0])])
 
     mesh = jax.make_mesh((1,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("clients")
@@ -320,7 +323,7 @@ def test_sample_refuses_words(words, message):
 
 def test_sample_refuses_other_arguments():
     words = np.zeros((4, 1), np.uint32)
-    with pytest.raises(ValueError, match="`table` needs a discrete_gaussian.Table, got float"):
+    with pytest.raises(ValueError, match="`table` needs an inversion.Table or Sum, got float"):
         sample(2.0, words)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'triton'"):
         sample(table(2.0), words, implementation="triton")  # type: ignore[arg-type]

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from fedjax_kernels.inversion.cases import TEST_CASES, Case
 
+#: Sums of two tables.
+WIDE_CASES = (Case(16.0, 1_000), Case(3_000.0, 5_001), Case(1e6, 700))
 
-class Case(NamedTuple):
-    """One shape: the parameter of the distribution and the number of draws."""
-
-    sigma: float
-    draws: int
-
-
-# Narrower than one integer up to wide, and lengths on both sides of a chunk of 16,384 draws.
-TEST_CASES = (
-    Case(0.1, 5),
-    Case(0.5, 1),
-    Case(2.0, 16_384),
-    Case(1 / 3, 16_385),
-    Case(300.0, 33_333),
-)
+__all__ = ["TEST_CASES", "WIDE_CASES", "Case"]

@@ -1,43 +1,22 @@
-"""The discrete Gaussian from its definition: decimal thresholds, and a search on big integers."""
+"""The discrete Gaussian's thresholds from its definition, in decimal arithmetic."""
 
 from __future__ import annotations
 
-import bisect
 import decimal
+from collections.abc import Iterator
 
-import numpy as np
+from fedjax_kernels.inversion import reference
 
 
 def thresholds(sigma: float, *, digits: int = 120) -> list[int]:
     """2^127 * P(|z| <= k) rounded to the nearest integer, for k = 0, 1, ... until it is 2^127."""
-    with decimal.localcontext() as context:
-        context.prec = digits
-        context.Emin = decimal.MIN_EMIN
-        exponent = -1 / (2 * decimal.Decimal(sigma) ** 2)
-        cut = decimal.Decimal(2) ** -250
-        weights = [decimal.Decimal(1)]
-        while weights[-1] > cut:
-            weights.append(2 * (exponent * len(weights) ** 2).exp())
-        mass, total, found = sum(weights), decimal.Decimal(0), []
-        for weight in weights:
-            total += weight
-            value = int((2**127 * total / mass).to_integral_value(decimal.ROUND_HALF_UP))
-            if value >= 2**127:
-                break
-            found.append(value)
-    return found
+    return reference.thresholds(_weights(sigma), digits=digits)
 
 
-def sample(columns: np.ndarray, words: np.ndarray, max_magnitude: int) -> np.ndarray:
-    """`[n] int32` from the table's `[4, size]` and the random `[4, n]` words."""
-
-    def integers(rows: np.ndarray) -> list[int]:
-        return [int.from_bytes(column.astype(">u4").tobytes(), "big") for column in rows.T]
-
-    steps = integers(np.asarray(columns)[:, :max_magnitude])
-    draws = []
-    for value in integers(np.asarray(words)):
-        negative, remainder = divmod(value, 2**127)
-        magnitude = bisect.bisect_right(steps, remainder)
-        draws.append(-magnitude if negative else magnitude)
-    return np.array(draws, dtype=np.int32)
+def _weights(sigma: float) -> Iterator[decimal.Decimal]:
+    exponent = -1 / (2 * decimal.Decimal(sigma) ** 2)
+    weight, k = decimal.Decimal(1), 0
+    while weight > decimal.Decimal(2) ** -250:
+        yield weight
+        k += 1
+        weight = 2 * (exponent * k**2).exp()

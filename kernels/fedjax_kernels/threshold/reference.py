@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedjax_kernels.discrete_gaussian import reference as discrete_gaussian
+from fedjax_kernels.inversion import reference as inversion
 from fedjax_kernels.modular import reference as modular
 from fedjax_kernels.ntt import reference as ntt
 from fedjax_kernels.rlwe import reference as rlwe
@@ -47,7 +47,7 @@ def share(secret, words, *, params, threshold, num_parties):
 def flood(tables, words, *, params, shift_bits):
     degree = params.ring_degree
     value = sum(
-        discrete_gaussian.sample(np.asarray(table.thresholds), part, table.max_magnitude).astype(
+        inversion.sample(np.asarray(table.thresholds), part, table.max_magnitude).astype(
             object
         )
         << (shift_bits * i)

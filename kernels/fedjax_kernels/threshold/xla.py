@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_kernels.discrete_gaussian import xla as discrete_gaussian
+from fedjax_kernels.inversion import xla as inversion
 from fedjax_kernels.modular import xla as modular
 from fedjax_kernels.ntt import xla as ntt
 from fedjax_kernels.rlwe import xla as rlwe
@@ -68,10 +68,10 @@ def flood(tables, words, *, params, shift_bits):
 def _flood(lower, top, words, *, params, shift_bits):
     """All parts but the last are drawn from `lower`, as one long draw."""
     moduli, shape = params.moduli, (params.ring_degree, words.shape[2] // params.ring_degree)
-    parts = [discrete_gaussian.sample(top, words[-1]).reshape(shape)]
+    parts = [inversion.sample(top, words[-1]).reshape(shape)]
     if len(words) > 1:
         side_by_side = jnp.moveaxis(words[:-1], 0, 1).reshape(words.shape[1], -1)
-        parts = [*discrete_gaussian.sample(lower, side_by_side).reshape(-1, *shape), *parts]
+        parts = [*inversion.sample(lower, side_by_side).reshape(-1, *shape), *parts]
     scale = moduli.per_limb(lambda q: (1 << shift_bits) % q)
     value = modular.from_signed(parts[-1], moduli=moduli)
     for part in parts[-2::-1]:  # Horner's rule

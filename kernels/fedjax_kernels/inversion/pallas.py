@@ -1,12 +1,12 @@
-"""The discrete Gaussian sampler for GPUs: every draw is compared with every threshold.
+"""Inversion for GPUs: every draw is compared with every threshold.
 
 The magnitude of a draw is the number of thresholds that are at most its 127 bits. A binary search
 would read memory at places that depend on the secret draw, differ from thread to thread, and make
 a warp wait for the slowest. Here all threads read the same threshold at the same time, from shared
 memory, and add up 127-bit comparisons, four draws a thread: the work, the addresses and the time
-are the same for all words. It is linear in the table, about 13 sigma thresholds of some ten
-instructions, so a wide distribution is better served by the search of `discrete_gaussian.xla`,
-which `implementation=None` takes for more than 1,024 thresholds.
+are the same for all words. It is linear in the table (a discrete Gaussian has about 13 sigma
+thresholds), some ten instructions each, so a wide distribution is better served by the search of
+`inversion.xla`, which `implementation=None` takes for more than 1,024 thresholds.
 
 The table passes through shared memory in parts of 128 thresholds (2 KiB), each warpgroup of four
 copying one of the four words.
