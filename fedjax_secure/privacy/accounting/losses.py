@@ -47,6 +47,12 @@ from scipy import special
 
 from fedjax_secure.core.errors import SpecError
 
+from .guarantees import (
+    concentrated_divergence,
+    shuffled_profile,
+    shuffled_variance,
+    single_order_divergence,
+)
 from .spend import PARAMETERS, RELATIONS, Spend
 
 Pld = privacy_loss_distribution.PrivacyLossDistribution
@@ -74,7 +80,7 @@ class Kind(NamedTuple):
     """What accountants know of one kind of mechanism; the functions take one round's spend."""
 
     loss: Callable[[Spend, float], Pld] | None
-    renyi: Callable[[Spend, Curve], Renyi]
+    renyi: Callable[[Spend, Curve], Renyi] | None
     variance: Callable[[Spend], float]
 
 
@@ -90,7 +96,11 @@ def renyi_of(step: Spend, orders: ArrayLike = ORDERS) -> Renyi:
     Raises:
         SpecError: sampling whose Renyi divergence has no accepted bound.
     """
-    return KINDS[step.kind].renyi(step, np.asarray(orders, np.float64))
+    renyi = KINDS[step.kind].renyi
+    if renyi is None:
+        raise SpecError(f"Renyi divergence of kind {step.kind!r}", need="an accepted bound",
+                        found="none here", fix='Use accountant="pld".')
+    return renyi(step, np.asarray(orders, np.float64))
 
 
 def has_loss(step: Spend) -> bool:
@@ -100,6 +110,8 @@ def has_loss(step: Spend) -> bool:
 
 def has_renyi(step: Spend) -> bool:
     """Whether Renyi divergences are known for it."""
+    if KINDS[step.kind].renyi is None:
+        return False
     sampled = step.kind == "gaussian" and step.sampling_rate < 1
     return not sampled or (step.sampling != "truncated_poisson"
                            and (step.sampling, step.adjacency) != ("poisson", "replace_one"))
@@ -372,6 +384,12 @@ KINDS: dict[str, Kind] = {
                     lambda step: step.parameter("l2")**2 / step.parameter("variance")),
     "pure": Kind(_bounded_loss, _bounded_renyi, _bounded_variance),
     "approximate": Kind(_bounded_loss, _bounded_renyi, _bounded_variance),
+    "concentrated": Kind(None, lambda step, orders: Renyi(concentrated_divergence(step, orders)),
+                         lambda step: 2 * step.parameter("rho")),
+    "renyi": Kind(None, lambda step, orders: Renyi(single_order_divergence(step, orders)),
+                  lambda step: 2 * step.parameter("divergence")),
+    "shuffled": Kind(lambda step, interval: _symmetric_loss(*shuffled_profile(step), interval),
+                     None, shuffled_variance),
 }
 assert KINDS.keys() == PARAMETERS.keys()
 

@@ -26,6 +26,9 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "skellam": ("l1", "l2", "variance"),
     "pure": ("epsilon",),
     "approximate": ("dp_delta", "epsilon"),
+    "concentrated": ("rho",),
+    "renyi": ("divergence", "order"),
+    "shuffled": ("epsilon", "reports"),
 }
 
 # Sampling that a theorem covers, by kind: pairs of (sampling, adjacency), see losses.py.
@@ -37,6 +40,7 @@ _COVERED: dict[str, set[tuple[str, str]]] = {
                 ("fixed_size", "replace_one")},
     "pure": {("poisson", "add_remove"), ("fixed_size", "replace_one")},
     "approximate": {("poisson", "add_remove"), ("fixed_size", "replace_one")},
+    "concentrated": set(), "renyi": set(), "shuffled": set(),
 }
 
 
@@ -67,7 +71,9 @@ class Spend:
             integer units, and ``variance`` of the summed noise); ``"pure"`` (``epsilon`` of any
             epsilon-DP mechanism under this adjacency, such as discrete Laplace noise or
             randomised response); ``"approximate"`` (``epsilon`` and ``dp_delta`` of any
-            mechanism, such as a shuffled local one).
+            mechanism); ``"shuffled"`` (``epsilon`` of a local mechanism, and the number of
+            ``reports`` that are shuffled); ``"concentrated"`` (``rho``) and ``"renyi"``
+            (``divergence`` of one ``order``), what a Renyi filter keeps.
         parameters: the kind's numbers, as pairs or a mapping.
         sampling: ``"poisson"`` (each unit alone, with a secret coin), ``"fixed_size"`` (a secret,
             uniformly drawn cohort of a fixed size, without replacement) or ``"truncated_poisson"``
@@ -125,6 +131,9 @@ class Spend:
             value = getattr(self, name)
             require(isinstance(value, Real) and math.isfinite(value) and float(value) >= 0, where,
                     f"{name} >= 0", f"{name}={value!r}", "Use 0 for an exact mechanism.")
+        require(self.kind != "shuffled" or self.adjacency == "replace_one", where,
+                'adjacency "replace_one" for shuffled reports, whose number everyone sees',
+                repr(self.adjacency), "Say that one person's value changes.")
         object.__setattr__(self, "parameters", _pairs(self.kind, self.parameters))
         self._check_sampling(where)
         for name in ("sampling_rate", "log_ratio", "total_variation"):
