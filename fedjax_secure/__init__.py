@@ -21,6 +21,7 @@ _NAMES = {
     "chain": "core", "source": "core", "Spec": "core", "Stage": "core",
     "RoundRecord": "core", "SecureFederationError": "core",
     "Federation": "runtime", "FederationPlan": "runtime", "Simulation": "runtime",
+    "audit": "runtime", "audit_chain": "runtime",
 }
 
 __all__ = ["__version__", *_ROOMS, *_NAMES]

@@ -1,5 +1,6 @@
 """Differential privacy: stages that make updates private, accounting, and the budget."""
 
+from . import audit
 from .accounting import (
     DiscreteGaussianSum,
     Spend,
@@ -17,7 +18,7 @@ from .reporting import PrivacyReport, RunFacts, report
 from .rotate import rotate
 
 __all__ = [
-    "Budget", "DiscreteGaussianSum", "PrivacyReport", "RunFacts", "Spend", "adaptive_clip",
+    "Budget", "DiscreteGaussianSum", "PrivacyReport", "RunFacts", "Spend", "adaptive_clip", "audit",
     "calibrate", "calibrate_shares", "clip", "clip_layers", "compose", "discrete_gaussian",
     "epsilon", "gaussian", "quantise", "randomised_response", "report", "rotate",
     "rounded_l2_bound", "share_stddev_for",
