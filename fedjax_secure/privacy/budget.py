@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedjax_secure.core.errors import BudgetError, SpecError
-from fedjax_secure.privacy.accounting import Adjacency, Spend, compose
+from fedjax_secure.privacy.accounting import Adjacency, Spend, compose, most_rounds
 
 try:
     import fcntl
@@ -30,7 +30,6 @@ except ImportError:  # not POSIX
 
 _FORMAT = "fedjax-secure privacy budget 1"
 _LOCK_POLL_SECONDS = 0.02
-_MOST_ROUNDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -379,27 +378,7 @@ class Budget:
         def cost(rounds: int) -> float:
             return compose([*counted, *_times(spend, rounds)], self.dp_delta)
 
-        low, at_low = 1, cost(1)
-        if at_low > self.epsilon:
-            return 0
-        high, at_high = 2, at_low
-        while high <= _MOST_ROUNDS and (at_high := cost(high)) <= self.epsilon:
-            low, at_low, high = high, at_high, 4 * high
-        high = min(high, _MOST_ROUNDS + 1)
-        while high - low > 1:
-            # Where the cost, taken as a power of the rounds, crosses epsilon; then, since the
-            # crossing is close to one end, steps of a sixteenth of what is left.
-            slope = (math.log(at_high / at_low) / math.log(high / low)
-                     if 0 < at_low < at_high < math.inf else 1.0)
-            guess = int(low * (self.epsilon / max(at_low, 1e-9)) ** (1 / slope))
-            margin = max(1, (high - low) // 16)
-            guess = min(max(guess, low + margin), high - margin)
-            at = cost(guess)
-            if at <= self.epsilon:
-                low, at_low = guess, at
-            else:
-                high, at_high = guess, at
-        return low
+        return most_rounds(cost, self.epsilon)
 
     # How it is kept
 

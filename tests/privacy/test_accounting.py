@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from functools import reduce
 
@@ -9,6 +11,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +23,7 @@ from fedjax_secure.privacy.accounting import (
     calibrate_shares,
     compose,
     epsilon,
+    epsilon_by_unit,
     share_stddev_for,
 )
 
@@ -84,8 +88,24 @@ def test_replacing_one_doubles_the_sensitivity():
     assert sampled == pytest.approx(
         peer_epsilon([event], 1e-5, relation="REPLACE_ONE"), rel=1e-3)
     with pytest.raises(SpecError, match="pld"):
-        epsilon(noise_multiplier=2.0, sampling_rate=1.0, rounds=1, dp_delta=1e-5,
+        epsilon(noise_multiplier=2.0, sampling_rate=0.1, rounds=1, dp_delta=1e-5,
                 accountant="rdp", adjacency="replace_one")
+
+
+@pytest.mark.parametrize("multiplier", [0.6, 1.1, 4.0])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("rounds, dp_delta", [(1, 1e-5), (40, 1e-6), (200, 1e-4)])
+def test_epsilon_over_a_grid_is_that_of_dp_accounting(multiplier, rate, rounds, dp_delta):
+    setting = {"noise_multiplier": multiplier, "sampling_rate": rate, "rounds": rounds,
+               "dp_delta": dp_delta}
+    event = spend(noise_multiplier=multiplier, sampling_rate=rate, count=rounds).dp_event
+    with np.errstate(over="ignore"):
+        peer = RdpAccountant().compose(event).get_epsilon(dp_delta)
+    assert epsilon(**setting, accountant="rdp") == pytest.approx(peer, rel=1e-9)
+    # The peer's grid as fine as it can afford: its error a round is of the order of its square.
+    interval = 2e-3 if rate == 1 else 1e-4 if multiplier < 2 else 2e-5
+    assert epsilon(**setting) == pytest.approx(
+        peer_epsilon([event], dp_delta, interval), rel=1e-3)
 
 
 def test_compose_mixes_noise_and_sampling():
@@ -152,6 +172,158 @@ def test_impossible_targets_are_refused():
         calibrate(target_epsilon=1e6, dp_delta=1e-5, rounds=1, sampling_rate=0.1)
     with pytest.raises(SpecError, match="target_epsilon"):
         calibrate(target_epsilon=-1.0, dp_delta=1e-5, rounds=1, sampling_rate=0.1)
+    with pytest.raises(SpecError, match="one round costs"):
+        calibrate(target_epsilon=0.1, dp_delta=1e-5, noise_multiplier=1.0, sampling_rate=0.5)
+    with pytest.raises(SpecError, match="sampling rate"):
+        calibrate(target_epsilon=0.1, dp_delta=1e-5, noise_multiplier=1.0, rounds=5,
+                  log_ratio=0.1)
+    with pytest.raises(SpecError, match="Leave out the one"):
+        calibrate(target_epsilon=0.1, dp_delta=1e-5, rounds=5)
+    with pytest.raises(SpecError, match="all of them"):
+        calibrate(target_epsilon=0.1, dp_delta=1e-5, rounds=5, noise_multiplier=1.0,
+                  sampling_rate=0.1)
+
+
+SETTINGS = {"target_epsilon": 2.5, "noise_multiplier": 1.3, "rounds": 60, "sampling_rate": 0.15}
+
+
+@pytest.mark.parametrize("how", [
+    {}, {"accountant": "rdp"}, {"adjacency": "replace_one"},
+    {"sampling": "fixed_size", "adjacency": "replace_one"}, {"sampling": "fixed_size"},
+], ids=str)
+@pytest.mark.parametrize("wanted", list(SETTINGS))
+def test_calibrate_solves_for_any_one(wanted, how):
+    given = {name: value for name, value in SETTINGS.items() if name != wanted}
+    if wanted != "target_epsilon" and how:
+        given["target_epsilon"] = 9.0
+    found = calibrate(dp_delta=1e-5, **given, **how)
+
+    def cost(**changes):
+        run = {**given, wanted: found, **changes}
+        run.pop("target_epsilon")
+        return epsilon(dp_delta=1e-5, **run, **how)
+
+    if wanted == "target_epsilon":
+        assert found == cost()
+        return
+    target = given["target_epsilon"]
+    if wanted == "rounds":
+        assert isinstance(found, int) and cost() <= target < cost(rounds=found + 1)
+        return
+    assert target * (1 - 1e-3) < cost() < target
+    worse = {"noise_multiplier": 1 - 2e-3, "sampling_rate": 1 + 2e-3}[wanted]
+    assert cost(**{wanted: found * worse}) > target
+
+
+def test_a_target_that_full_participation_meets_needs_no_sampling():
+    assert calibrate(dp_delta=1e-5, target_epsilon=9.0, noise_multiplier=2.0, rounds=1) == 1.0
+    assert calibrate(dp_delta=1e-5, target_epsilon=1.0, noise_multiplier=1e5,
+                     sampling_rate=0.01) == 1_000_000
+
+
+# What must hold of any account
+
+numbers = {"multiplier": st.floats(0.5, 20), "rate": st.floats(0.01, 1.0),
+           "rounds": st.integers(1, 60), "dp_delta": st.sampled_from([1e-7, 1e-5, 1e-3])}
+kinds = st.sampled_from(["gaussian", "skellam", "pure", "approximate"])
+
+
+def of_kind(kind, noise, rate, count) -> Spend:
+    """A spend that costs less as `noise` grows."""
+    if kind == "gaussian":
+        return spend(noise_multiplier=noise, sampling_rate=rate, count=count)
+    parameters = {"skellam": {"l1": 60.0, "l2": 10.0, "variance": (10 * noise) ** 2},
+                  "pure": {"epsilon": 0.5 / noise},
+                  "approximate": {"epsilon": 0.5 / noise, "dp_delta": 1e-11}}[kind]
+    return Spend(None, rate, "patient", count, kind=kind, parameters=parameters)
+
+
+@settings(max_examples=40)
+@given(kind=kinds, **numbers)
+def test_less_noise_more_sampling_more_rounds_and_less_delta_cost_more(
+        kind, multiplier, rate, rounds, dp_delta):
+    def cost(noise=multiplier, rate=rate, rounds=rounds, dp_delta=dp_delta):
+        return compose([of_kind(kind, noise, rate, rounds)], dp_delta)
+
+    base = cost()
+    room = base * (1 + 2e-3) + 1e-6  # grids differ from setting to setting
+    assert base >= 0
+    assert cost(noise=1.2 * multiplier) <= room
+    assert cost(rate=0.8 * rate) <= room
+    assert cost(dp_delta=10 * dp_delta) <= room
+    assert base <= cost(rounds=rounds + 5) * (1 + 2e-3) + 1e-6
+
+
+@settings(max_examples=25)
+@given(parts=st.lists(st.tuples(kinds, st.floats(1, 8), st.sampled_from([0.1, 0.5, 1.0]),
+                                st.integers(1, 9)), min_size=2, max_size=4),
+       cut=st.integers(1, 3))
+def test_composition_does_not_depend_on_order_or_grouping(parts, cut):
+    spends = [of_kind(*part) for part in parts]
+    whole = compose(spends, 1e-5)
+    assert compose(spends[::-1], 1e-5) == pytest.approx(whole, rel=2e-3, abs=1e-9)
+    split = [dataclasses.replace(one, count=1) for one in spends for _ in range(one.count)]
+    assert compose(split[cut:] + split[:cut], 1e-5) == pytest.approx(whole, rel=2e-3, abs=1e-9)
+    assert whole >= max(compose([one], 1e-5) for one in spends) * (1 - 2e-3)
+    total_of_parts = sum(compose([one], 1e-5 / len(spends)) for one in spends)
+    assert whole <= total_of_parts * (1 + 2e-3) + 1e-6  # never above simple composition
+
+
+@settings(max_examples=15)
+@given(target=st.floats(0.1, 12), rate=st.floats(0.01, 1.0), rounds=st.integers(1, 200))
+def test_calibrate_inverts_epsilon(target, rate, rounds):
+    run = {"dp_delta": 1e-5, "sampling_rate": rate, "rounds": rounds}
+    noise = calibrate(target_epsilon=target, **run)
+    assert target * (1 - 1e-3) <= epsilon(noise_multiplier=noise, **run) <= target
+    assert calibrate(noise_multiplier=noise, target_epsilon=target, dp_delta=1e-5,
+                     sampling_rate=rate) >= rounds
+
+
+# Units that take part unequally
+
+
+def test_units_that_take_part_unequally():
+    often, seldom = spend(sampling_rate=0.4, count=20), spend(sampling_rate=0.02, count=20)
+    late = [spend(sampling_rate=0.4, count=5), spend(noise_multiplier=2.0, count=3)]
+    result = epsilon_by_unit({"a": [seldom], "b": [often], "c": late, "d": []}, 1e-5)
+    assert result.unit == "b" and result.largest == compose([often], 1e-5)
+    assert result.by_unit == {"a": compose([seldom], 1e-5), "b": result.largest,
+                              "c": compose(late, 1e-5), "d": 0.0}
+    with pytest.raises(SpecError, match="adjacency"):
+        epsilon_by_unit({"a": [often], "b": [spend(adjacency="replace_one")]}, 1e-5)
+    with pytest.raises(SpecError, match="at least one unit"):
+        epsilon_by_unit({}, 1e-5)
+
+
+# Spends
+
+
+@pytest.mark.parametrize("bad, word", [
+    ({"kind": "laplace"}, "kind"), ({"kind": "pure"}, "noise_multiplier=None"),
+    ({"kind": "pure", "noise_multiplier": None}, "parameters epsilon"),
+    ({"kind": "pure", "noise_multiplier": None, "parameters": {"epsilon": 0.0}}, "epsilon > 0"),
+    ({"kind": "pure", "noise_multiplier": None, "parameters": 3}, "mapping"),
+    ({"kind": "approximate", "noise_multiplier": None,
+      "parameters": {"epsilon": 1.0, "dp_delta": 1.0}}, "dp_delta < 1"),
+    ({"noise_multiplier": None}, "noise_multiplier > 0"),
+    ({"parameters": {"epsilon": 1.0}}, "parameters none"),
+])
+def test_bad_kinds_are_refused(bad, word):
+    with pytest.raises(SpecError, match=word):
+        spend(**bad)
+
+
+@pytest.mark.parametrize("one", [
+    spend(), spend(log_ratio=1e-9, total_variation=1e-15, count=4),
+    of_kind("skellam", 2.0, 0.1, 3), of_kind("approximate", 2.0, 1.0, 3),
+    spend(sampling="fixed_size", adjacency="replace_one"),
+    spend(sampling="truncated_poisson", population=100, largest_cohort=20),
+], ids=str)
+def test_spends_go_through_files(one):
+    assert Spend(**json.loads(json.dumps(one.to_dict()))) == one
+    assert len(spend().to_dict()) == 7  # what earlier versions wrote, and read
+
+
 
 
 # Our mechanism. The true pmfs, by direct summation in doubles.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,3 +368,37 @@ def test_a_spend_is_synced_before_it_is_acknowledged(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert len(open_budget(tmp_path).entries()) == 1
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".lock"]
+
+
+def test_a_budget_of_the_first_release_opens_and_goes_on(tmp_path):
+    written = Path(__file__).parents[1] / "vectors" / "budget_of_release_1.jsonl"
+    options = {"epsilon": 3.0, "dp_delta": 1e-5, "label": "simulation", "folder": tmp_path}
+    path = Budget.open("sha256:12ab", "patient", **options).path
+    shutil.copy(written, path)
+    budget = Budget.open("sha256:12ab", "patient", **options)
+    kinds = [entry.kind for entry in budget.entries()]
+    assert kinds == ["spend", "spend", "reset", "spend"]
+    assert budget.entries()[1].spend.count == 2 and budget.entries()[1].spend.kind == "gaussian"
+    assert budget.spent == pytest.approx(budget.entries()[3].epsilon)
+    again = Spend(noise_multiplier=1.25, sampling_rate=0.1, unit="patient")
+    assert budget.spend("run-2", 0, again, attempt=1).index == 3  # known, and not paid twice
+    vote = Spend(None, 1.0, "patient", kind="pure", parameters={"epsilon": 0.25})
+    budget.spend("run-3", 0, vote)
+    assert Budget.open("sha256:12ab", "patient", **options).entries()[-1].spend == vote
+    # What the first release wrote stays byte for byte, but for the last line.
+    assert path.read_text().startswith("\n".join(written.read_text().splitlines()[:-1]) + "\n")
+
+
+def test_kinds_and_samplings_share_a_budget_and_its_messages(tmp_path):
+    budget = Budget.open("sha256:12ab", "client", epsilon=2.0, dp_delta=1e-5, folder=tmp_path)
+    skellam = Spend(None, 1.0, "client", kind="skellam",
+                    parameters={"l1": 300.0, "l2": 50.0, "variance": 40_000.0})
+    fixed = Spend(4.0, 0.1, "client", sampling="fixed_size")
+    budget.spend("run-1", 0, fixed)
+    by_loss = budget.spent
+    budget.spend("run-1", 1, skellam)
+    assert by_loss < budget.spent == compose([fixed, skellam], 1e-5, accountant="rdp")
+    with pytest.raises(BudgetError, match="skellam l1 300, l2 50, variance 4e.04, sampling"):
+        budget.check(skellam, 50)
+    with pytest.raises(BudgetError, match="fixed size"):
+        budget.check(fixed, 5000)

@@ -1,6 +1,6 @@
 """Accounting: what rounds cost, composed, calibrated and explained."""
 
-from .calibrate import calibrate, epsilon
+from .calibrate import UnitEpsilons, calibrate, epsilon, epsilon_by_unit, most_rounds
 from .compose import Total, compose, total
 from .discrete_gaussian import DiscreteGaussianSum, calibrate_shares, share_stddev_for
 from .losses import ORDERS, Renyi, loss_of, renyi_of
@@ -8,6 +8,6 @@ from .spend import Adjacency, Sampling, Spend
 
 __all__ = [
     "ORDERS", "Adjacency", "DiscreteGaussianSum", "Renyi", "Sampling", "Spend", "Total",
-    "calibrate", "calibrate_shares", "compose", "epsilon", "loss_of", "renyi_of",
-    "share_stddev_for", "total",
+    "UnitEpsilons", "calibrate", "calibrate_shares", "compose", "epsilon", "epsilon_by_unit",
+    "loss_of", "most_rounds", "renyi_of", "share_stddev_for", "total",
 ]
