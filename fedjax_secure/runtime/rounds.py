@@ -84,6 +84,8 @@ def denominator_of(algorithm: Algorithm, selection: Selection, data: FederatedDa
         return float(clients)
     by_record = selection.sampling is not None and selection.sampling.unit == "record"
     rate = selection.sampling.rate if by_record and selection.sampling else 1.0
+    if by_record and selection.by_group is not None:
+        rate = selection.by_group.mean_rate
     return rate * len(data.y) * clients / data.num_clients
 
 

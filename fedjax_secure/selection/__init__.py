@@ -5,13 +5,12 @@ from .availability import available, day_night
 from .clients import importance_clients, poisson_clients, uniform_clients
 from .deadlines import fed_cs
 from .loss_guided import oort, power_of_choice
-from .records import all_records, poisson_records
-from .selection import Candidates, Observed, Selection
+from .records import all_records, poisson_records, poisson_records_by_group
+from .selection import ByGroup, Candidates, Observed, Selection
 from .timing import Devices, devices, timed
 
 __all__ = [
-    "Candidates", "Devices", "Observed", "Selection", "all_records", "arrivals", "available",
-    "day_night",
-    "devices", "fed_cs", "importance_clients", "oort", "poisson_clients", "poisson_records",
-    "power_of_choice", "timed", "uniform_clients",
+    "ByGroup", "Candidates", "Devices", "Observed", "Selection", "all_records", "arrivals",
+    "available", "day_night", "devices", "fed_cs", "importance_clients", "oort", "poisson_clients",
+    "poisson_records", "poisson_records_by_group", "power_of_choice", "timed", "uniform_clients",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core import Cohort, Source, SpecError
 from ..core.randomness import host_shuffles, host_words
-from .selection import Candidates
+from .selection import ByGroup, Candidates
 
 #: The examples of every client that takes no part: one array, that nobody can write to.
 NO_ROWS = np.zeros(0, np.int32)
@@ -74,6 +76,35 @@ def smallest(keys: np.ndarray, count: int) -> np.ndarray:
     if count >= len(keys):
         return np.arange(len(keys))
     return np.sort(np.argpartition(keys, count - 1)[:count]) if count else np.arange(0)
+
+
+def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float) -> ByGroup:
+    """Groups of units and their rates, checked.
+
+    Raises:
+        SpecError: rates outside [0, 1), groups that have no rate, or a mean outside the rates.
+    """
+    numbers, biases = np.asarray(groups), tuple(float(rate) for rate in rates)
+    if not biases or not all(0 <= rate < 1 for rate in biases) or max(biases) == 0:
+        raise SpecError(name, need="rates from 0 to below 1, not all 0", found=repr(rates),
+                        fix="Give a plan's sampling_rates.")
+    if (numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer)
+            or numbers.min() < 0 or numbers.max() >= len(biases)):
+        raise SpecError(name, need=f"groups, whole numbers from 0 to {len(biases) - 1}",
+                        found=f"{numbers.dtype}{list(numbers.shape)}",
+                        fix="Number each unit's group in the order of the rates.")
+    if not 0 < mean_rate <= max(biases):
+        raise SpecError(name, need="a mean_rate above 0 and up to the largest rate",
+                        found=repr(mean_rate), fix="Give a plan's mean_rate.")
+    numbers = numbers.astype(np.int64)
+    numbers.flags.writeable = False
+    return ByGroup(numbers, biases, float(mean_rate))
+
+
+def settings_of(drawn: ByGroup) -> str:
+    """What a draw by groups depends on, as text without anybody's group in it."""
+    digest = hashlib.sha256(drawn.groups.tobytes()).hexdigest()
+    return f"groups={digest}, rates={drawn.rates!r}, mean_rate={drawn.mean_rate!r}"
 
 
 def whole(value: Any) -> bool:

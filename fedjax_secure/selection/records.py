@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core import Cohort, Sampling, Source, SpecError
 from ..core.randomness import host_words
-from .drawing import NO_ROWS, cohort_of
+from .drawing import NO_ROWS, by_group, cohort_of, settings_of
 from .selection import Candidates, Selection
 
 
@@ -43,6 +44,63 @@ def poisson_records(rate: float) -> Selection:
         raise SpecError("poisson_records", need="a rate above 0 and below 1", found=repr(rate),
                         fix="Give expected batch / number of records, or use all_records().")
     threshold = np.uint64(int(rate * 2.0**64))
+    return Selection("poisson_records", Sampling("poisson", float(rate), "record"),
+                     _tossed(lambda rows: threshold))
+
+
+def poisson_records_by_group(
+    groups: Sequence[int] | np.ndarray, rates: Sequence[float], *, mean_rate: float,
+) -> Selection:
+    """Each client tosses a secret coin for each of its records, of the record's group's own bias.
+
+    For people who want more privacy than others: drawn more seldom, they end at a smaller epsilon.
+    `fedjax_secure.privacy.individual.sample` finds the rates; its budget charges each group.
+
+    Args:
+        groups: ``[records]``, the number of each record's group, in the dataset's order. It must
+            be a function of that record alone.
+        rates: each group's probability of taking part, from 0 to below 1; 0 never draws it.
+        mean_rate: the rate in the mean over all records, by public shares of the groups: what the
+            sum's public denominator is made of.
+
+    Returns:
+        A :class:`Selection`. Where it is accounted without groups, everyone is taken to be drawn
+        at the largest rate.
+
+    Guarantees:
+        As `poisson_records`, for each record with its own rate. Coins are independent.
+
+    Raises:
+        SpecError: rates outside [0, 1), groups that have no rate, or a mean outside the rates.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> selection = poisson_records_by_group([0, 0, 1, 1, 1, 1], (0.0, 0.9), mean_rate=0.6)
+        >>> cohort = selection.draw(
+        ...     source(0), 1, Candidates(("a", "b"), np.array([0, 3, 6])), ())
+        >>> [drawn.tolist() for drawn in cohort.indices]
+        [[2], [3, 4, 5]]
+
+    Source:
+        Boenisch, Muehl, Dziedzic, Rinberg, Papernot 2023, arXiv 2303.17046, the method Sample.
+    """
+    drawn = by_group("poisson_records_by_group", groups, rates, mean_rate)
+    thresholds = np.array([int(rate * 2.0**64) for rate in drawn.rates], np.uint64)[drawn.groups]
+
+    def among(rows: slice) -> np.ndarray:
+        if len(thresholds) < rows.stop:
+            raise SpecError("poisson_records_by_group", need="a group for every record",
+                            found=f"{len(thresholds)} groups and a record {rows.stop - 1}",
+                            fix="Assign groups to the training records of this dataset.")
+        return thresholds[rows]
+
+    return Selection(
+        "poisson_records_by_group", Sampling("poisson", max(drawn.rates), "record"),
+        _tossed(among), settings=settings_of(drawn), by_group=drawn)
+
+
+def _tossed(threshold_of: Callable[[slice], Any]) -> Callable[..., Cohort]:
+    """A draw by a coin for each record, heads below the threshold of its row."""
 
     def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
         clients, offsets = candidates.clients, candidates.offsets
@@ -51,12 +109,13 @@ def poisson_records(rate: float) -> Selection:
             first, last = int(offsets[place]), int(offsets[place + 1])
             key = source.key("sampling", round=round, client=clients[place])
             coins = host_words(key, 2 * (last - first)).view("<u8")
-            indices[place] = (first + np.flatnonzero(coins < threshold)).astype(np.int32)
+            heads = coins < threshold_of(slice(first, last))
+            indices[place] = (first + np.flatnonzero(heads)).astype(np.int32)
         alive = np.zeros(len(clients), bool)
         alive[candidates.present] = True
         return Cohort(round, tuple(clients), tuple(indices), alive)
 
-    return Selection("poisson_records", Sampling("poisson", float(rate), "record"), draw)
+    return draw
 
 
 def all_records() -> Selection:

@@ -54,6 +54,20 @@ class Observed(NamedTuple):
     steps: np.ndarray
 
 
+class ByGroup(NamedTuple):
+    """How a selection draws people of several groups, each at a rate of its own.
+
+    Attributes:
+        groups: int64, the number of each unit's group, in the dataset's order.
+        rates: each group's sampling rate; 0 for one that is never drawn.
+        mean_rate: in the mean over all units, by public shares: a public constant.
+    """
+
+    groups: np.ndarray
+    rates: tuple[float, ...]
+    mean_rate: float
+
+
 def _remembers_nothing(candidates: Candidates) -> Any:
     return ()
 
@@ -89,6 +103,8 @@ class Selection(NamedTuple):
         hides_drawn: clients that are not drawn answer too, so that messages and records do not
             tell who was drawn. A federation takes coins for clients to amplify privacy only then:
             its records name who answered.
+        by_group: how units are drawn by groups, where they are; a budget for individuals charges
+            each group by it.
     """
 
     name: str
@@ -101,3 +117,4 @@ class Selection(NamedTuple):
     reads_data: bool = False
     settings: str = ""
     hides_drawn: bool = False
+    by_group: ByGroup | None = None
