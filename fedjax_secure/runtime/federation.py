@@ -39,7 +39,7 @@ from ..training import evaluate
 from .clients import Clients, RoundInput
 from .rounds import Rounds, check_parts, denominator_of
 from .storage import Journal, Sent
-from .terms import figures_of, planned_chain, spend_of, spent_rounds
+from .terms import figures_of, planned_chain, require_individual, spend_of, spent_rounds
 
 _COORDINATOR = "coordinator"
 
@@ -142,6 +142,7 @@ class Federation:
             self._rounds, min_clients=min_clients, denominator=denominator, aggregator=aggregator,
             ledger=ledger is not None)
         self.spend = spend_of(self.spec, data, budget)
+        require_individual(self.spec, self.selection, budget)
         # What can be refused is refused before the folder is taken for this run.
         self._journal = Journal(folder)
         self._opener = None

@@ -9,6 +9,7 @@ from typing import Any
 from ...core import BudgetError, Mechanism, Spec, SpecError
 from ...data import FederatedDataset
 from ...privacy import Budget, Spend, compose
+from .individual import individual_figures
 
 
 def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend | None:
@@ -89,7 +90,7 @@ def figures_of(spec: Spec, spend: Spend, budget: Budget, *, rounds: int, answere
         "epsilon": compose([run], budget.dp_delta), "dp_delta": budget.dp_delta,
         "budget_epsilon": budget.epsilon, "budget_spent": budget.spent,
         "label": budget.label or "", "mode": "simulation" if spec.mode == "seeded" else "secure",
-        "assumes": _assumed(spec, mechanism),
+        "assumes": _assumed(spec, mechanism), **individual_figures(budget),
     }
 
 
