@@ -53,9 +53,13 @@ class Sampling:
             amplification is claimed).
         rate: the largest probability that a unit takes part, in (0, 1]; 1 unless ``"poisson"``.
         unit: what is drawn, ``"record"`` or ``"client"``.
+        separation: rounds of one client are at least so far apart: who took part takes none in the
+            next ``separation - 1`` rounds. 1 promises nothing.
+        most_rounds: one client takes part in at most so many rounds of a run; None for any number.
 
     Raises:
-        SpecError: a rate outside (0, 1], or one below 1 where nothing is amplified.
+        SpecError: a rate outside (0, 1], or one below 1 where nothing is amplified; a separation or
+            number of rounds below 1.
 
     Example:
         >>> Sampling("poisson", 0.1, "record").rate
@@ -65,8 +69,16 @@ class Sampling:
     kind: Literal["poisson", "all", "public"]
     rate: float
     unit: Unit
+    separation: int = 1
+    most_rounds: int | None = None
 
     def __post_init__(self):
+        if self.separation < 1 or (self.most_rounds is not None and self.most_rounds < 1):
+            raise SpecError(
+                "sampling", need="separation and most_rounds of 1 or more",
+                found=f"separation={self.separation}, most_rounds={self.most_rounds}",
+                fix="Leave them out where a client may take part in any round.",
+            )
         if not 0.0 < self.rate <= 1.0 or (self.kind != "poisson" and self.rate != 1.0):
             raise SpecError(
                 "sampling", need="a rate above 0 and up to 1 (exactly 1 unless kind is 'poisson')",
@@ -97,6 +109,9 @@ class Mechanism:
             before anybody else sees it. ``"local"``: nobody, each client adds all of the noise that
             its own message needs.
         arithmetic: ``"integer"``, or ``"float"`` where the noise is no better than floating point.
+        schedule: empty where every round costs the same. Else the run is planned as a whole:
+            ``noise_multiplier`` is that of all of its rounds together, and these are each round's
+            share of their squared loss, ``1 / noise_multiplier^2``. It has so many rounds.
     """
 
     noise_multiplier: float | None
@@ -109,6 +124,7 @@ class Mechanism:
     parameters: tuple[tuple[str, float], ...] = ()
     trust: Trust = "distributed"
     arithmetic: Literal["integer", "float"] = "integer"
+    schedule: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +178,7 @@ class Spec:
         l2_bound, linf_bound: bounds of one clipped unit's vector, in units of ``1 / scale``.
         scale: integer units per model unit.
         modulus: size of the ring in which values are summed, or None.
+        rotated: whether a random rotation mixes the vector's values.
         flatness: the largest value of a vector over its L2 norm, except with probability
             :data:`NEGLIGIBLE` a round; below 1 after a random rotation. It bounds how likely sums
             are to wrap, and nothing that privacy rests on.
@@ -197,6 +214,7 @@ class Spec:
     linf_bound: float | None = None
     scale: float = 1.0
     modulus: int | None = None
+    rotated: bool = False
     flatness: float = 1.0
     noise_stddev: float = 0.0
     noise_tail_shape: tuple[float, float] = (0.0, 0.0)
@@ -456,11 +474,17 @@ def _guarantee(spec: Spec) -> tuple[str, list[str]]:
     elif sampling and sampling.kind == "public":
         assumed.append(f"which {client}s a round draws depends on no {unit}; the draw "
                        "amplifies nothing.")
+    if sampling and mechanism.schedule:
+        most = "" if sampling.most_rounds is None else f", {sampling.most_rounds} at most"
+        assumed.append(f"rounds of one {client} are at least {sampling.separation} apart{most}; "
+                       "the federation refuses others.")
     return text, assumed
 
 
 def _strength(mechanism: Mechanism) -> str:
     of_what = "each message" if mechanism.trust == "local" else "the sum"
+    if mechanism.schedule:
+        of_what = f"the sums of {len(mechanism.schedule)} rounds together"
     if mechanism.kind == "gaussian":
         return f"noise multiplier {mechanism.noise_multiplier:.4g} on {of_what}"
     parameters = dict(mechanism.parameters)

@@ -9,7 +9,9 @@ once per record, and the records' integers are summed inside the client.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import ring
-from .errors import SpecError, UpdateError
-from .opening import ClearOpener, Opener, Setting
-from .randomness import Stream, device_keys
+from .errors import OpeningError, SpecError, UpdateError
+from .opening import ClearOpener, Opener, Setting, write_durably
+from .randomness import KEY_BYTES, Source, Stream, device_keys
 from .spec import Spec
 
 State = Any
@@ -55,6 +57,9 @@ class Stage(NamedTuple):
             added up inside a compiled round; None where only the opener can.
         release: ``(state, stream, total) -> total``: what whoever opens the sum does to it before
             anybody else sees it, with a key that is drawn once for a round (central noise).
+        memory: ``(state, dim) -> pytree``: what ``release`` remembers before the first round, where
+            it remembers anything; it is then ``(state, stream, total, memory) -> (total, memory)``.
+            Only whoever opens sums knows it: see :class:`Releases`.
         carries: names of the entries of the state that ``server`` may change: they go from round
             to round with the model, and all clients of a round know them. The rest is fixed.
         width: ``dim -> dim``: how many values the client side makes of so many, where that is
@@ -70,7 +75,8 @@ class Stage(NamedTuple):
     setup: Callable[[State, Spec, Setting], tuple[State, Opener]] | None = None
     to_wire: Callable[[State, Any, Setting], list[bytes]] | None = None
     add: Callable[[State, Any, Any], Any] | None = None
-    release: Callable[[State, Stream, jax.Array], jax.Array] | None = None
+    release: Callable[..., Any] | None = None
+    memory: Callable[[State, int], Any] | None = None
     carries: tuple[str, ...] = ()
     width: Callable[[int], int] | None = None
 
@@ -101,6 +107,9 @@ class Aggregation(NamedTuple):
         release: ``(states, key [8], total) -> total``: the noise that whoever opens the sum adds
             before anybody else sees it, pure and jittable; None where no stage adds any. The
             opener that ``setup`` returns does it, with a fresh key, before it stores its result.
+            Where ``memory`` is not None it is ``(states, key, total, memory) -> (total, memory)``.
+        memory: ``(states, dim) -> pytree``: what ``release`` remembers before the first round; None
+            where it remembers nothing.
         decode: ``(states, total) -> (mean [dim] float32, states, metrics)``.
         carried: ``states -> pytree``: the part that changes from round to round.
         with_carried: ``(states, carried) -> states``.
@@ -118,7 +127,8 @@ class Aggregation(NamedTuple):
     contribution: Callable[..., tuple[Any, jax.Array]]
     add: Callable[[States, Any, Any], Any] | None
     reduce: Callable[..., jax.Array]
-    release: Callable[[States, jax.Array, jax.Array], jax.Array] | None
+    release: Callable[..., Any] | None
+    memory: Callable[[States, int], Any] | None
     decode: Callable[..., tuple[jax.Array, States, dict]]
     carried: Callable[[States], Any]
     with_carried: Callable[[States, Any], States]
@@ -182,13 +192,9 @@ def chain(*stages: Stage) -> Aggregation:
             state, opener = seal_stage.setup(states[seal_stage.name], spec, setting)
             states = {**states, seal_stage.name: state}
         if releasing:
-            compiled = jax.jit(lambda key, total: release(states, key, total))
-
-            def release_once(round: int, total: np.ndarray) -> np.ndarray:
-                key = device_keys([setting.source.key(AT_OPENING, round=round)])[0]
-                return np.asarray(compiled(key, total))
-
-            opener.release_through(release_once)
+            compiled = jax.jit(lambda *arguments: release(states, *arguments))
+            first = None if remembers is None else lambda dim: memory(states, dim)
+            opener.release_through(Releases(compiled, first, setting.source, setting.folder))
         return states, opener
 
     def encode_record(states, key, slot, vector):
@@ -242,12 +248,24 @@ def chain(*stages: Stage) -> Aggregation:
         kept = jnp.where(alive[:, None], elements, jnp.zeros_like(elements))
         return jnp.sum(kept, axis=0, dtype=elements.dtype)
 
-    def release(states, key, total):
+    remembers = stages[releasing[0]].memory if releasing else None
+
+    def release(states, key, total, *memory):
         place = len(open_stages) - 1
         stage = stages[place]
-        total = stage.release(states[stage.name], Stream(key, place), total)
+        if len(memory) != (remembers is not None):
+            raise SpecError(f"stage `{stage.name}`", need="what its noise remembers of earlier "
+                            "rounds", found="none", fix="Begin with Aggregation.memory(...), and "
+                            "pass on what each round's release returns.")
+        total = stage.release(states[stage.name], Stream(key, place), total, *memory)
+        if memory:
+            total, after = total
         modulus = states[_MEAN]["modulus"].value
-        return total if modulus is None else ring.wrap(total, modulus)
+        total = total if modulus is None else ring.wrap(total, modulus)
+        return (total, after) if memory else total
+
+    def memory(states, dim):
+        return remembers(states[stages[releasing[0]].name], dim)
 
     def carried(states):
         return {stage.name: {name: states[stage.name][name] for name in stage.carries}
@@ -267,8 +285,93 @@ def chain(*stages: Stage) -> Aggregation:
     addable = seal_stage is None or seal_stage.add is not None
     return Aggregation(
         tuple(stages), split, init, setup, encode_record, record_width, encode, seal, to_wire,
-        contribution, add if addable else None, reduce, release if releasing else None, decode,
-        carried, with_carried)
+        contribution, add if addable else None, reduce, release if releasing else None,
+        None if remembers is None else memory, decode, carried, with_carried)
+
+
+class Releases:
+    """What whoever opens sums does to each before anybody else sees it: adds noise, once a round.
+
+    Noise that is correlated over rounds depends on what was drawn in earlier ones. That memory is
+    secret: with it, noise could be taken off again. So it is in no record and in no state that
+    users see, but here, with the opener; on disk there are only the keys that it is made of again
+    after a restart, in the opener's private folder.
+
+    Args:
+        release: ``(key, total[, memory]) -> total`` or ``(total, memory)``.
+        first: ``dim -> memory`` before the first round; None where nothing is remembered.
+        source: where each round's key comes from.
+        folder: where keys are kept that a memory is made of; None keeps them in memory only. Keys
+            derived from a seed are derived again, and need no keeping.
+
+    Guarantees:
+        A key is on disk before its noise is drawn. An opener asks once for each round that it
+        stores, and stores the result before it shows it: so a round that was interrupted before
+        that gets fresh noise, and its first one was never shown. A round without the keys of all
+        rounds before it is refused, as is one before the last that was released.
+
+    Raises:
+        OpeningError: keys are missing or damaged, or rounds are out of order.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> def running(key, total, memory):  # no noise: it only remembers
+        ...     return total + memory, total + memory
+        >>> releases = Releases(running, lambda dim: np.zeros(dim), source(0))
+        >>> [releases(round, np.ones(1)).tolist() for round in (1, 2)]
+        [[1.0], [2.0]]
+    """
+
+    FILE = "noise-keys"
+
+    def __init__(self, release: Callable[..., Any], first: Callable[[int], Any] | None,
+                 source: Source, folder: Path | None = None):
+        self._release, self._first, self._source = release, first, source
+        self._path = None if folder is None else folder / self.FILE
+        self._keys: list[bytes] = []
+        self._done, self._memory = 0, None
+
+    def __call__(self, round: int, total: np.ndarray) -> np.ndarray:
+        """The sum of a round with its noise, of the same shape and dtype."""
+        if self._first is None:
+            key = self._source.key(AT_OPENING, round=round)
+            return np.asarray(self._release(device_keys([key])[0], total))
+        before = self._before(round)
+        if self._memory is None or self._done != round - 1:
+            self._memory, nothing = self._first(total.shape[0]), np.zeros_like(total)
+            for past in before:
+                _, self._memory = self._release(device_keys([past])[0], nothing, self._memory)
+        key = self._source.key(AT_OPENING, round=round)
+        self._keep([*before, key])
+        noised, self._memory = self._release(device_keys([key])[0], total, self._memory)
+        self._done = round
+        return np.asarray(noised)
+
+    def _before(self, round: int) -> list[bytes]:
+        """The keys of all earlier rounds."""
+        if self._source.mode == "seeded":
+            return [self._source.key(AT_OPENING, round=past) for past in range(1, round)]
+        keys = self._keys
+        if self._path is not None:
+            content = self._path.read_bytes() if self._path.exists() else bytes(32)
+            body, check = content[:-32], content[-32:]
+            whole = hashlib.sha256(body).digest() == check and len(body) % KEY_BYTES == 0
+            keys = [body[k:k + KEY_BYTES] for k in range(0, len(body), KEY_BYTES)] if whole else []
+        if not round - 1 <= len(keys) <= round:
+            raise OpeningError(
+                f"the noise of round {round}", need=f"the keys of the noise of {round - 1} rounds "
+                "before it, and of none after it", found=f"{len(keys)}", fix="Restore the opener's "
+                "folder as it was after the last finished round, or begin a new run.")
+        return keys[:round - 1]  # one more is that of a round whose sum nobody has seen
+
+    def _keep(self, keys: list[bytes]) -> None:
+        self._keys = keys
+        if self._path is not None and self._source.mode != "seeded":
+            body = b"".join(keys)
+            write_durably(self._path, body + hashlib.sha256(body).digest())
+
+    def __repr__(self) -> str:
+        return f"Releases(after round {self._done})"
 
 
 def _record_split(stages: tuple[Stage, ...]) -> int:

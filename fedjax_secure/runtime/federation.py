@@ -19,6 +19,7 @@ from ..core import (
     Aggregation,
     Aggregator,
     Cohort,
+    Mechanism,
     Opened,
     ResumeError,
     RoundRecord,
@@ -34,12 +35,20 @@ from ..data import FederatedDataset
 from ..ledger import Account, EmbeddedLedger, commit
 from ..models import Model
 from ..privacy import Budget, RunFacts
-from ..selection import Selection, all_records
+from ..selection import Selection, all_records, require_separated
 from ..training import evaluate
 from .clients import Clients, RoundInput
 from .rounds import Rounds, check_parts, denominator_of
 from .storage import Journal, Sent
-from .terms import figures_of, planned_chain, require_individual, spend_of, spent_rounds
+from .terms import (
+    cost_of,
+    figures_of,
+    planned_chain,
+    require_first_release,
+    require_individual,
+    spend_of,
+    spent_rounds,
+)
 
 _COORDINATOR = "coordinator"
 
@@ -252,18 +261,24 @@ class Federation:
         if self.spend is not None and rounds > finished:
             assert self.budget is not None
             spent = spent_rounds(self.budget, self.run_id)
-            ahead = sum(number not in spent for number in range(finished + 1, rounds + 1))
+            ahead = [number for number in range(finished + 1, rounds + 1) if number not in spent]
             if ahead:
-                self.budget.check(self.spend, ahead)
+                self.budget.check(*cost_of(self.spend, self._mechanism, ahead))
         assert self._opener is not None
         # A round that was interrupted may have been answered already, and is answered alike again.
         begun = self._journal.sent(finished + 1) is not None
-        left, ahead = self._opener.rounds_left, rounds - finished - begun
-        if left is not None and ahead > left:
+        left, needed = self._opener.rounds_left, rounds - finished - begun
+        if left is not None and needed > left:
             raise SpecError(
-                "run", need=f"a key that opens {ahead} more rounds", found=f"one that opens {left}",
+                "run", need=f"a key that opens {needed} more rounds",
+                found=f"one that opens {left}",
                 fix="Plan for more: fs.he.threshold(t, n, max_openings=...), or begin a new run.")
         return self._run(state, rounds)
+
+    @property
+    def _mechanism(self) -> Mechanism:
+        assert self.spec.mechanism is not None
+        return self.spec.mechanism
 
     def _require_open(self) -> None:
         if self._opener is None:
@@ -296,6 +311,9 @@ class Federation:
         sent, notes = self._kept(number)
         if sent is None:
             cohort = self._rounds.draw(number, state)
+            require_separated(
+                self.spec.sampling, number, (cohort.clients[c] for c in cohort.taking_part),
+                ((record.round, record.clients) for record in self.records))
             start = RoundInput(number, cohort, state, before)
             sent = self._clients.work(start, notes, self._journal, clock)
         elif sent.models != {before}:
@@ -415,7 +433,9 @@ class Federation:
     def _spend_round(self, number: int, attempt: int) -> None:
         if self.spend is not None:
             assert self.budget is not None
-            self.budget.spend(self.run_id, number, self.spend, attempt=attempt)
+            require_first_release(self._mechanism, self.budget, self.run_id, number, attempt)
+            spend, _ = cost_of(self.spend, self._mechanism, [number])
+            self.budget.spend(self.run_id, number, spend, attempt=attempt)
 
     def _submit(self, number: int, sent: Sent) -> str:
         if self.ledger is None:

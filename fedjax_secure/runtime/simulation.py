@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from ..algorithms import Algorithm
 from ..core import Aggregation, RoundState, Spec, SpecError, chain, source
 from ..core.randomness import device_keys
-from ..core.stage import AT_OPENING
+from ..core.stage import AT_OPENING, Releases
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Selection, all_records
@@ -139,6 +140,11 @@ class Simulation:
         self._step = self._compiled("step", self.rounds.server_step)
         self._release = (None if aggregation.release is None else
                          self._compiled("release", aggregation.release))
+        self._releases: Releases | None = None
+        if self._release is not None and aggregation.memory is not None:
+            self._releases = Releases(
+                partial(self._release, self._states), partial(aggregation.memory, self._states),
+                self.source)
         self._last: tuple[int, Any] | None = None
 
     def init(self, key: jax.Array | None = None) -> RoundState:
@@ -194,7 +200,9 @@ class Simulation:
         cohort = rounds.draw(number, state)
         states = rounds.aggregation.with_carried(self._states, state.stage_states)
         total, metrics, steps = rounds.total(cohort, state, self._keys(cohort), states)
-        if self._release is not None:
+        if self._releases is not None:
+            total = self._releases(number, total)
+        elif self._release is not None:
             key = device_keys([self.source.key(AT_OPENING, round=number)])[0]
             total = self._release(states, key, total)
         params, server_state, carried, figures = self._step(

@@ -2,6 +2,7 @@
 
 from .chain import planned_chain
 from .individual import require_individual
-from .spending import figures_of, spend_of, spent_rounds
+from .spending import cost_of, figures_of, require_first_release, spend_of, spent_rounds
 
-__all__ = ["figures_of", "planned_chain", "require_individual", "spend_of", "spent_rounds"]
+__all__ = ["cost_of", "figures_of", "planned_chain", "require_first_release",
+           "require_individual", "spend_of", "spent_rounds"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...core import BudgetError, Mechanism, Spec, SpecError
+from ...core import BudgetError, Mechanism, ResumeError, Spec, SpecError
 from ...data import FederatedDataset
 from ...privacy import Budget, Spend, compose
 from .individual import individual_figures
@@ -14,6 +15,9 @@ from .individual import individual_figures
 
 def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend | None:
     """The spend of one round; None where the chain adds no noise.
+
+    Of a run that is planned as a whole (`Mechanism.schedule`), the noise multiplier is that of the
+    run, and the slack that of one round: see `cost_of`.
 
     Raises:
         SpecError: noise without a budget.
@@ -53,6 +57,54 @@ def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend
         total_variation=mechanism.total_variation, **kind)
 
 
+def cost_of(spend: Spend, mechanism: Mechanism, rounds: Sequence[int]) -> tuple[Spend, int]:
+    """What some rounds of a run cost together: a spend, and how often it is spent.
+
+    Where a run is planned as a whole, each round costs its share of the plan, and Gaussians'
+    shares add up: rounds 1 to t come to exactly what was released by then.
+
+    Args:
+        spend: as `spend_of` gives it.
+        mechanism: of the chain.
+        rounds: their numbers, from 1.
+
+    Raises:
+        SpecError: a round that the plan does not have.
+    """
+    if not mechanism.schedule:
+        return spend, len(rounds)
+    planned = len(mechanism.schedule)
+    if max(rounds) > planned:
+        raise SpecError("run", need=f"up to {planned} rounds, for which the noise was planned",
+                        found=f"round {max(rounds)}", fix="Plan a new run for more rounds.")
+    share = math.fsum(mechanism.schedule[round - 1] for round in rounds)
+    assert spend.noise_multiplier is not None
+    return dataclasses.replace(
+        spend, noise_multiplier=spend.noise_multiplier / math.sqrt(share),
+        log_ratio=len(rounds) * spend.log_ratio,
+        total_variation=len(rounds) * spend.total_variation), 1
+
+
+def require_first_release(mechanism: Mechanism, budget: Budget, run_id: str, round: int,
+                          attempt: int) -> None:
+    """Refuse to release a round of a planned run a second time, with other values.
+
+    Its noise belongs to one sequence of sums; a second sum of one round is not in the plan.
+
+    Raises:
+        ResumeError: the budget holds the round under another attempt.
+    """
+    if not mechanism.schedule:
+        return
+    for entry in budget.entries():
+        if (entry.run_id, entry.round) == (run_id, round) and entry.attempt != attempt:
+            raise ResumeError(
+                f"round {round}", need="a round that was not released before, since its noise is "
+                "correlated with that of the other rounds", found="one that was paid for, of which "
+                "the clients' messages are lost",
+                fix="Restore the run's folder from a backup, or begin a new run in another folder.")
+
+
 def spent_rounds(budget: Budget, run_id: str) -> list[int | None]:
     """Rounds of a run that its budget holds, since it was last reset, one entry a spend."""
     spent: list[int | None] = []
@@ -70,19 +122,25 @@ def figures_of(spec: Spec, spend: Spend, budget: Budget, *, rounds: int, answere
 
     Args:
         spec: of the chain.
-        spend: of one round.
+        spend: of one round, or of a planned run as a whole.
         budget: it was spent from.
         rounds: how many such rounds the run has paid for.
         answered: how many clients' values are in the round's sum.
     """
     mechanism = spec.mechanism
     assert mechanism is not None
-    run = Spend(**{**spend.to_dict(), "count": rounds})
+    one, count = cost_of(spend, mechanism, range(1, rounds + 1))
+    run = dataclasses.replace(one, count=count)
+    last, _ = cost_of(spend, mechanism, [rounds])
+    planned = {"planned_rounds": len(mechanism.schedule),
+               "planned_noise_multiplier": spend.noise_multiplier} if mechanism.schedule else {}
     return {
         "unit": spend.unit, "adjacency": spend.adjacency, "trust": mechanism.trust,
         "mechanism": mechanism.kind, "parameters": dict(mechanism.parameters),
         "arithmetic": mechanism.arithmetic, "sampling_rate": spend.sampling_rate,
-        "noise_multiplier": spend.noise_multiplier,
+        "noise_multiplier": last.noise_multiplier, **planned,
+        # For fs.privacy.spent: the round's own spend, and how many were paid for so far.
+        "spend": last.to_dict(), "releases": rounds,
         # Integer units: what epsilon counts on, and what the round's sum really has.
         "noise_stddev_accounted": mechanism.share_stddev * math.sqrt(mechanism.num_shares),
         "noise_stddev_in_sum": spec.stddev_in_sum(answered),
