@@ -33,8 +33,13 @@ def require_auditable(where: str, spec: Spec) -> None:
     """Refuse guarantees that add/remove canaries say nothing about.
 
     Raises:
-        SpecError: another adjacency.
+        SpecError: another adjacency; or noise that is correlated over rounds, of which the rounds
+            are not to be looked at one by one.
     """
+    if spec.mechanism is not None and spec.mechanism.schedule:
+        raise SpecError(where, need="rounds whose noise is independent",
+                        found="a run that is planned as a whole, by correlated_noise(...)",
+                        fix="Audit the chain with discrete_gaussian(..., trust='central').")
     if spec.adjacency != "add_remove":
         raise SpecError(where, need='adjacency "add_remove": canaries are there or not',
                         found=repr(spec.adjacency),
