@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 from dp_accounting.rdp import rdp_privacy_accountant
+from numpy.typing import ArrayLike, NDArray
 
 from .arguments import require, require_dp_delta
 from .losses import (
@@ -99,15 +100,20 @@ def _composed_loss(groups: tuple[_Group, ...], interval: float) -> Pld:
     return total
 
 
-def _composed_renyi(groups: tuple[_Group, ...]) -> Callable[[float], float]:
-    """epsilon as a function of dp_delta, by the sum of the rounds' Renyi divergences."""
+def _summed_renyi(groups: tuple[_Group, ...]) -> tuple[np.ndarray, float]:
+    """The divergences of all rounds at all orders, and the probability that one of them fails."""
     divergence = np.zeros(len(ORDERS))
     log_success = 0.0
     for step, count in groups:
         one = remembered_renyi(step)
         divergence = divergence + count * one.divergence
         log_success += count * math.log1p(-one.failure)
-    failure = -math.expm1(log_success)
+    return divergence, -math.expm1(log_success)
+
+
+def _composed_renyi(groups: tuple[_Group, ...]) -> Callable[[float], float]:
+    """epsilon as a function of dp_delta, by the sum of the rounds' Renyi divergences."""
+    divergence, failure = _summed_renyi(groups)
 
     def epsilon(dp_delta: float) -> float:
         # Unless one fails, all hold: delta <= failure + (1 - failure) * delta of the rest.
@@ -287,3 +293,50 @@ def compose(
     """
     return total(spends, dp_delta, accountant=accountant, where="compose").epsilon
 
+
+def delta_profile(
+    spends: Iterable[Spend], epsilons: ArrayLike, *, accountant: Accountant | None = None,
+) -> NDArray[np.float64]:
+    """delta at each of many epsilons: the whole guarantee, not one point of it.
+
+    Guarantees:
+        The rounds, adaptively composed, are (epsilon, delta)-differentially private for every
+        pair. The slack of discrete noise is included (:class:`DiscreteGaussianSum`, steps 4 and
+        5: delta is e^g delta'(epsilon - 2g) + (1 + e^epsilon) T).
+
+    Args:
+        spends: what was or will be spent, at least one.
+        epsilons: at 0 and above.
+        accountant: see :func:`total`.
+
+    Returns:
+        delta at each epsilon, in [0, 1].
+
+    Raises:
+        SpecError: as :func:`total` does.
+
+    Example:
+        >>> one = Spend(noise_multiplier=1.0, sampling_rate=1.0, unit="patient")
+        >>> delta_profile([one], [0.0, 1.0]).round(3)
+        array([0.383, 0.127])
+    """
+    spends = tuple(spends)
+    chosen = total(spends, 0.5, accountant=accountant, where="delta_profile").accountant
+    require(bool(spends), "delta_profile", "at least one spend", "none", "Give the rounds.")
+    groups = _grouped(spends)
+    log_ratio = math.fsum(spend.count * spend.log_ratio for spend in spends)
+    variation = math.fsum(spend.count * spend.total_variation for spend in spends)
+    epsilons = np.asarray(epsilons, np.float64)
+    inner = epsilons - 2.0 * log_ratio
+    known = np.maximum(inner, 0.0)
+    if chosen == "pld":
+        exact = _composed_loss(groups, _interval(groups)).get_delta_for_epsilon(known.ravel())
+    else:
+        divergence, failure = _summed_renyi(groups)
+        exact = np.array([rdp_privacy_accountant.compute_delta(ORDERS, divergence, value)[0]
+                          for value in known.ravel()])
+        exact = failure + (1.0 - failure) * exact
+    exact = np.where(inner < 0, 1.0, np.reshape(exact, epsilons.shape))
+    with np.errstate(over="ignore"):
+        slack = (1.0 + np.exp(epsilons)) * variation if variation else 0.0
+    return np.clip(math.exp(log_ratio) * exact + slack, 0.0, 1.0)
