@@ -6,6 +6,7 @@ from fedjax_secure.models.images import emnist_cnn, resnet
 from fedjax_secure.models.layers import (
     Conv,
     ConvReluPool,
+    Embed,
     Lstm,
     avg_pool,
     conv,
@@ -20,6 +21,7 @@ from fedjax_secure.models.sequences import char_lstm, sensor_cnn
 __all__ = [
     "Conv",
     "ConvReluPool",
+    "Embed",
     "Lstm",
     "Model",
     "avg_pool",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import optax
 from flax.errors import InvalidRngError
 
 from fedjax_secure.core.errors import SpecError
+from fedjax_secure.models.tapping import Tapped, tapped
 
 Params = Any
 
@@ -61,6 +63,8 @@ class Model:
         ravel: ``params -> [dim] float32``.
         unravel: ``[dim] float32 -> params``.
         shape: the shape of a record as the network sees it; rows are reshaped to it.
+        tapped: makes the network with taps at its layers, where each record's own gradient can be
+            read; None for a model that has none, whose records are differentiated one by one.
 
     Example:
         >>> import jax
@@ -82,6 +86,7 @@ class Model:
     ravel: Callable[[Params], jax.Array]
     unravel: Callable[[jax.Array], Params]
     shape: tuple[int, ...] = ()
+    tapped: Callable[[], Tapped] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -179,8 +184,11 @@ def from_flax(
     def init(key):
         return module.init(key, jnp.zeros(example.shape, dtype))["params"]
 
+    def as_records(x) -> Any:
+        return _as_input(x, dtype).reshape(-1, *example.shape[1:])
+
     def apply(params, x) -> Any:
-        x = _as_input(x, dtype)
+        x = jnp.asarray(x)
         if x.ndim != 2 or x.shape[1] != num_features:
             raise _refuse(
                 name,
@@ -190,7 +198,7 @@ def from_flax(
             )
         if not len(x):
             return jnp.zeros((0, outputs), jnp.float32)
-        return module.apply({"params": params}, x.reshape(-1, *example.shape[1:]))
+        return module.apply({"params": params}, as_records(x))
 
     def losses(params, x, y):
         return loss(apply(params, x), y)
@@ -233,6 +241,7 @@ def from_flax(
         ravel=ravel,
         unravel=unravel,
         shape=shape,
+        tapped=cache(lambda: tapped(module, loss, variables["params"], as_records, example)),
     )
 
 

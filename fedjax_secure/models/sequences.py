@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.models.layers import ConvReluPool, Lstm
+from fedjax_secure.models.layers import ConvReluPool, Embed, Lstm
 from fedjax_secure.models.model import Data, Model, from_flax, num_outputs, record_shape
 
 
@@ -92,12 +92,7 @@ class _CharLstm(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        start = nn.initializers.normal(1.0)
-        table = self.param("embedding", start, (self.vocabulary, self.embedding))
-        # A product with one-hot rows: its gradient is a product too, where that of a look-up is a
-        # scatter, which is slow on a CPU.
-        places = jax.nn.one_hot(tokens, self.vocabulary, dtype=table.dtype)
-        x = jnp.matmul(places, table, precision=jax.lax.Precision.HIGHEST)
+        x = Embed(self.vocabulary, self.embedding, name="embedding")(tokens)
         for features in self.hidden:
             x = Lstm(features)(x)
         return nn.Dense(self.outputs)(x[:, -1])

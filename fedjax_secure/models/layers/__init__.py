@@ -5,5 +5,15 @@ from __future__ import annotations
 from fedjax_secure.models.layers.convolution import Conv, ConvReluPool, conv, conv_relu_pool
 from fedjax_secure.models.layers.lstm import Lstm
 from fedjax_secure.models.layers.pooling import avg_pool, max_pool
+from fedjax_secure.models.layers.products import Embed
 
-__all__ = ["Conv", "ConvReluPool", "Lstm", "avg_pool", "conv", "conv_relu_pool", "max_pool"]
+__all__ = [
+    "Conv",
+    "ConvReluPool",
+    "Embed",
+    "Lstm",
+    "avg_pool",
+    "conv",
+    "conv_relu_pool",
+    "max_pool",
+]

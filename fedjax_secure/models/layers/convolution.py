@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from fedjax_secure.core.errors import SpecError
 from fedjax_secure.models.layers import direct, winograd
 from fedjax_secure.models.layers.blocks import aligned, chosen
 from fedjax_secure.models.layers.pooling import max_pool
+from fedjax_secure.models.layers.products import linear_own
 
 _LEAST_CHANNELS = 32  # with fewer, transforms cost as much as the products that they save
 
@@ -24,6 +26,7 @@ def conv(
     strides: int | Sequence[int] = 1,
     padding: str = "VALID",
     implementation: str | None = None,
+    own: jax.Array | None = None,
 ) -> jax.Array:
     """Convolution (cross-correlation, as networks have it) over one or two axes.
 
@@ -43,6 +46,9 @@ def conv(
         padding: ``"VALID"``, or ``"SAME"`` for outputs of size ``ceil(size / stride)``.
         implementation: ``"products"``, ``"lax"``, or None to take what suits JAX's default device
             when the function is traced.
+        own: zeros ``[records, *kernel.shape]``, a kernel for each record: their gradient is each
+            record's own gradient of the kernel, as differentially private training needs it, and
+            the kernel's is zero.
 
     Returns:
         ``[records, ..., out]``. It can be differentiated in reverse mode, any number of times.
@@ -60,13 +66,16 @@ def conv(
     """
     strides, edges = _checked("a convolution", x, kernel, strides, padding)
     if chosen(implementation) == "lax":
-        axes = "HW"[: len(strides)]
-        numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-        return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=numbers)
+        if own is not None:
+            apply = partial(lax_convolution, strides, edges)
+            own_of = partial(own_by_patches, strides, edges)
+            return linear_own(apply, own_of, *aligned(x, kernel, own))
+        return lax_convolution(strides, edges, x, kernel)
     x, kernel = aligned(x, kernel)
     if len(strides) == 1:  # an image of one row
-        return _conv2d(x[:, None], kernel[None], (1, *strides), [(0, 0), *edges])[:, 0]
-    return _conv2d(x, kernel, strides, edges)
+        own = None if own is None else own[:, None]
+        return _conv2d(x[:, None], kernel[None], (1, *strides), [(0, 0), *edges], own)[:, 0]
+    return _conv2d(x, kernel, strides, edges, own)
 
 
 def conv_relu_pool(
@@ -76,6 +85,7 @@ def conv_relu_pool(
     *,
     padding: str = "VALID",
     implementation: str | None = None,
+    own: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """A convolution, its bias, ReLU, and the largest of each 2 x 2 (or 2): one layer of many CNNs.
 
@@ -87,6 +97,7 @@ def conv_relu_pool(
         kernel: ``[window, in, out]`` or ``[rows, columns, in, out]``; the stride is 1.
         bias: ``[out]``.
         padding, implementation: as for `conv`.
+        own: zeros, a kernel and a bias for each record, as for `conv`.
 
     Returns:
         ``[records, ..., out]``, half the size of the convolution's output, rounded down.
@@ -110,10 +121,20 @@ def conv_relu_pool(
     if chosen(implementation) == "products" and _minimal(x, kernel, strides, edges):
         padded = _padded(x, edges)
         if padded.shape[1] % 2 == 0 and padded.shape[2] % 2 == 0:
+            if own is not None:
+                return winograd.convolve_relu_pool_own(*aligned(padded, kernel, bias), own)
             return winograd.convolve_relu_pool(*aligned(padded, kernel, bias))
-    y = conv(x, kernel, padding=padding, implementation=implementation)
-    y = nn.relu(y + bias.reshape((1,) * (y.ndim - 1) + (-1,)))
+    own_kernel, own_bias = own or (None, None)
+    y = conv(x, kernel, padding=padding, implementation=implementation, own=own_kernel)
+    y = nn.relu(with_bias(y, bias, own_bias))
     return max_pool(y, 2, implementation=implementation)
+
+
+def with_bias(y: jax.Array, bias: jax.Array, own: jax.Array | None = None) -> jax.Array:
+    """``y + bias``, along the last axis; ``own [records, out]``: zeros, a bias for each record."""
+    if own is not None:
+        return y + (bias + own).reshape(y.shape[0], *(1,) * (y.ndim - 2), -1)
+    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class Conv(nn.Module):
@@ -159,7 +180,7 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.features,))
-        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return with_bias(y, bias)
 
 
 class ConvReluPool(nn.Module):
@@ -196,13 +217,52 @@ def _kernel(layer: Conv | ConvReluPool, x: jax.Array) -> jax.Array:
     return layer.param("kernel", layer.kernel_init, shape)
 
 
-def _conv2d(x, kernel, strides, edges):
+def lax_convolution(
+    strides: Sequence[int], edges: Sequence[tuple[int, int]], x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """JAX's own convolution, over one to three axes, channels last."""
+    numbers = _dimensions(len(strides))
+    return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=numbers)
+
+
+def own_by_patches(
+    strides: Sequence[int],
+    edges: Sequence[tuple[int, int]],
+    x: jax.Array,
+    gradient: jax.Array,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Each record's gradient of a kernel: a product of its patches with its output's gradient.
+
+    Returns:
+        ``[records, *shape]``.
+    """
+    patches = lax.conv_general_dilated_patches(
+        x, shape[:-2], strides, edges, dimension_numbers=_dimensions(len(strides))
+    )  # channels before places of the window
+    patches = patches.reshape(x.shape[0], -1, patches.shape[-1])
+    gradient = gradient.reshape(x.shape[0], -1, gradient.shape[-1])
+    product = lax.dot_general(patches, gradient, (((1,), (1,)), ((0,), (0,))))
+    product = product.reshape(-1, shape[-2], *shape[:-2], shape[-1])
+    return jnp.moveaxis(product, 1, -2)
+
+
+def _dimensions(axes: int) -> tuple[str, str, str]:
+    letters = "HWD"[:axes]
+    return f"N{letters}C", f"{letters}IO", f"N{letters}C"
+
+
+def _conv2d(x, kernel, strides, edges, own=None):
     x_padded = _padded(x, edges)
     if not _minimal(x, kernel, strides, edges):
+        if own is not None:
+            return direct.convolve_own(*aligned(x_padded, kernel, own), strides)
         return direct.convolve(x_padded, kernel, strides)
     height, width = x_padded.shape[1] - 2, x_padded.shape[2] - 2
     if height % 2 or width % 2:  # tiles are whole: one row or column more, cut off afterwards
         x_padded = _padded(x_padded, [(0, height % 2), (0, width % 2)])
+    if own is not None:
+        return winograd.convolve_own(*aligned(x_padded, kernel, own))[:, :height, :width]
     return winograd.convolve(x_padded, kernel)[:, :height, :width]
 
 

@@ -17,6 +17,7 @@ from fedjax_secure.models.layers.blocks import block_size, map_and_sum_blocks, m
 
 _PLAIN = (((1,), (0,)), ((), ()))
 _LEFT = (((0,), (0,)), ((), ()))
+_LEFT_OWN = (((1,), (1,)), ((0,), (0,)))
 _RIGHT = (((1,), (1,)), ((), ()))
 
 
@@ -45,24 +46,54 @@ def _forward(x, kernel, strides):
     return map_blocks(block, x, form.block_size(x.shape[0])), (x, kernel)
 
 
-def _backward(strides, saved, gradient):
+def _backward(strides, saved, gradient, *, own=False):
     x, kernel = saved
     form = _Form(x.shape[1:], kernel.shape, strides, x.dtype.itemsize)
     matrix = form.matrix(kernel)
 
     def block(arrays):
         x, gradient = arrays
-        spread = form.spread(gradient)
-        to_matrix = lax.dot_general(form.patches(x), spread, _LEFT)
+        patches, spread = form.patches(x), form.spread(gradient)
+        if own:
+            apart = [part.reshape(x.shape[0], -1, part.shape[-1]) for part in (patches, spread)]
+            to_matrix = jax.vmap(form.kernel)(lax.dot_general(*apart, _LEFT_OWN))
+        else:
+            to_matrix = lax.dot_general(patches, spread, _LEFT)
         to_patches = lax.dot_general(spread, matrix, _RIGHT)
         return to_matrix, form.unpatch(to_patches, x.shape[0])
 
-    blocks = (x, gradient)
-    total, to_input = map_and_sum_blocks(block, blocks, form.block_size(x.shape[0]))
+    blocks, size = (x, gradient), form.block_size(x.shape[0])
+    if own:
+        to_own, to_input = map_blocks(block, blocks, size)
+        return to_input, to_own
+    total, to_input = map_and_sum_blocks(block, blocks, size)
     return to_input, form.kernel(total)
 
 
 convolve.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def convolve_own(
+    x: jax.Array, kernel: jax.Array, own: jax.Array, strides: tuple[int, int]
+) -> jax.Array:
+    """As `convolve`; the gradient goes to ``own [records, *kernel.shape]``, each record's apart.
+
+    The value of ``own`` is not looked at, and the kernel's gradient is zero.
+    """
+    return _forward(x, kernel, strides)[0]
+
+
+def _own_forward(x, kernel, own, strides):
+    return _forward(x, kernel, strides)
+
+
+def _own_backward(strides, saved, gradient):
+    to_input, to_own = _backward(strides, saved, gradient, own=True)
+    return to_input, jnp.zeros_like(saved[1]), to_own
+
+
+convolve_own.defvjp(_own_forward, _own_backward)
 
 
 class _Form:

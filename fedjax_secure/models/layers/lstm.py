@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax import lax
 
 from fedjax_secure.core.errors import SpecError
 from fedjax_secure.models.layers.blocks import aligned, zeros_as
+from fedjax_secure.models.layers.products import shared_product
 
 
 def _bias_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -59,11 +62,39 @@ class Lstm(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
         recurrent = self.param("recurrent", _orthogonal_gates, (self.features, width))
         bias = self.param("bias", _bias_init, (width,))
-        times = x.swapaxes(0, 1)
-        inputs = times.reshape(-1, x.shape[-1]) @ kernel + bias[None]
-        inputs = inputs.reshape(*times.shape[:2], width)
-        outputs, _ = _recur(*aligned(inputs, recurrent))
+        return lstm(x, kernel, recurrent, bias)
+
+
+def lstm(
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent: jax.Array,
+    bias: jax.Array,
+    *,
+    own: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """What `Lstm` computes.
+
+    Args:
+        x: ``[records, time, in]``.
+        kernel, recurrent, bias: as `Lstm` names them.
+        own: zeros, a kernel, a recurrent kernel and a bias for each record, ``[records, ...]``;
+            their gradients are each record's own, and those of the first three are zero.
+
+    Returns:
+        ``[records, time, features]``.
+    """
+    width = kernel.shape[-1]
+    if own is not None:
+        own_kernel, own_recurrent, own_bias = own
+        inputs = shared_product(x, kernel, own_kernel) + (bias + own_bias)[:, None]
+        outputs, _ = _recur_own(*aligned(inputs.swapaxes(0, 1), recurrent, own_recurrent))
         return outputs.swapaxes(0, 1)
+    times = x.swapaxes(0, 1)
+    inputs = times.reshape(-1, x.shape[-1]) @ kernel + bias[None]
+    inputs = inputs.reshape(*times.shape[:2], width)
+    outputs, _ = _recur(*aligned(inputs, recurrent))
+    return outputs.swapaxes(0, 1)
 
 
 def _orthogonal_gates(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -99,7 +130,7 @@ def _recur_forward(inputs, recurrent):
     return (h, c), (h, c, z, recurrent)
 
 
-def _recur_backward(saved, gradients):
+def _recur_backward(saved, gradients, *, own=False):
     h, c, z, recurrent = saved
     transposed = recurrent.T
     start = jnp.zeros_like(h[:1])
@@ -125,7 +156,10 @@ def _recur_backward(saved, gradients):
 
     zero = zeros_as(h[0])
     _, to_z = lax.scan(step, (zero, zero), (z, c, before, *gradients), reverse=True)
-    earlier = jnp.concatenate([start, h[:-1]]).reshape(-1, h.shape[-1])
+    earlier = jnp.concatenate([start, h[:-1]])
+    if own:
+        return to_z, lax.dot_general(earlier, to_z, (((0,), (0,)), ((1,), (1,))))
+    earlier = earlier.reshape(-1, h.shape[-1])
     to_recurrent = lax.dot_general(
         earlier, to_z.reshape(-1, to_z.shape[-1]), (((0,), (0,)), ((), ()))
     )
@@ -133,3 +167,21 @@ def _recur_backward(saved, gradients):
 
 
 _recur.defvjp(_recur_forward, _recur_backward)
+
+
+@jax.custom_vjp
+def _recur_own(inputs: jax.Array, recurrent: jax.Array, own: jax.Array) -> Any:
+    """As `_recur`, with the recurrent kernel's gradient to ``own [records, ...]``."""
+    return _recur_forward(inputs, recurrent)[0]
+
+
+def _recur_own_forward(inputs, recurrent, own):
+    return _recur_forward(inputs, recurrent)
+
+
+def _recur_own_backward(saved, gradients):
+    to_z, to_own = _recur_backward(saved, gradients, own=True)
+    return to_z, jnp.zeros_like(saved[-1]), to_own
+
+
+_recur_own.defvjp(_recur_own_forward, _recur_own_backward)

@@ -28,6 +28,7 @@ from fedjax_secure.models.layers.blocks import block_size, map_and_sum_blocks, m
 
 _BATCHED = (((2,), (1,)), ((0,), (0,)))  # [16, m, k] x [16, k, n]
 _BATCHED_TRANSPOSED = (((1,), (1,)), ((0,), (0,)))  # [16, m, k] x [16, m, n]
+_BATCHED_OWN = (((2,), (2,)), ((0, 1), (0, 1)))  # [16, records, m, k] x [16, records, m, n]
 
 
 @jax.custom_vjp
@@ -49,20 +50,41 @@ def _forward(x, kernel):
     return map_blocks(block, x, _block_size(x, kernel)), (x, kernel)
 
 
-def _backward(saved, gradient):
+def _backward(saved, gradient, *, own=False):
     x, kernel = saved
     filters = _filters(kernel)
 
     def block(arrays):
         x, gradient = arrays
         spread = _spread(gradient, 1, 0)  # [4, records, h / 2, w, out]
-        return _transposed(x, filters, _spread(spread, 3, 1))
+        return _transposed(x, filters, _spread(spread, 3, 1), own)
 
-    total, to_input = map_and_sum_blocks(block, (x, gradient), _block_size(x, kernel))
-    return to_input, _filters_transposed(total)
+    return _over_blocks(block, (x, gradient), kernel, own)
 
 
 convolve.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def convolve_own(x: jax.Array, kernel: jax.Array, own: jax.Array) -> jax.Array:
+    """As `convolve`; the gradient goes to ``own [records, 3, 3, in, out]``, each record's apart.
+
+    The value of ``own`` is not looked at, and the kernel's gradient is zero: one of the two says
+    all. It takes the same products as the sum over records, in smaller pieces.
+    """
+    return _forward(x, kernel)[0]
+
+
+def _own_forward(x, kernel, own):
+    return _forward(x, kernel)
+
+
+def _own_backward(saved, gradient):
+    to_input, to_own = _backward(saved, gradient, own=True)
+    return to_input, jnp.zeros_like(saved[1]), to_own
+
+
+convolve_own.defvjp(_own_forward, _own_backward)
 
 
 @jax.custom_vjp
@@ -92,7 +114,7 @@ def _fused_forward(x, kernel, bias):
     return pooled, (x, kernel, place)
 
 
-def _fused_backward(saved, gradient):
+def _fused_backward(saved, gradient, *, own=False):
     x, kernel, place = saved
     filters = _filters(kernel)
 
@@ -105,15 +127,44 @@ def _fused_backward(saved, gradient):
         left = jnp.stack(_spread_pair(at(0), at(2)))  # [4, records, h / 2, w / 2, out]
         right = jnp.stack(_spread_pair(at(1), at(3)))
         left, right = lax.optimization_barrier((left, right))  # else each is computed four times
-        return _transposed(x, filters, jnp.stack(_spread_pair(left, right), 1))
+        return _transposed(x, filters, jnp.stack(_spread_pair(left, right), 1), own)
 
-    to_bias = jnp.where(place < 4, gradient, 0).sum((0, 1, 2))
-    blocks = (x, place, gradient)
-    total, to_input = map_and_sum_blocks(block, blocks, _block_size(x, kernel))
-    return to_input, _filters_transposed(total), to_bias
+    to_bias = jnp.where(place < 4, gradient, 0).sum((1, 2) if own else (0, 1, 2))
+    return *_over_blocks(block, (x, place, gradient), kernel, own), to_bias
 
 
 convolve_relu_pool.defvjp(_fused_forward, _fused_backward)
+
+
+@jax.custom_vjp
+def convolve_relu_pool_own(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, own: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """As `convolve_relu_pool`, with gradients to ``own``, a kernel and a bias for each record."""
+    return _fused_forward(x, kernel, bias)[0]
+
+
+def _fused_own_forward(x, kernel, bias, own):
+    return _fused_forward(x, kernel, bias)
+
+
+def _fused_own_backward(saved, gradient):
+    to_input, *to_own = _fused_backward(saved, gradient, own=True)
+    kernel = saved[1]
+    return to_input, jnp.zeros_like(kernel), jnp.zeros_like(kernel[0, 0, 0]), tuple(to_own)
+
+
+convolve_relu_pool_own.defvjp(_fused_own_forward, _fused_own_backward)
+
+
+def _over_blocks(block, arrays, kernel, own):
+    """The gradients of the input and of the kernel: the sum over records, or each record's."""
+    size = _block_size(arrays[0], kernel)
+    if own:
+        to_own, to_input = map_blocks(block, arrays, size)
+        return to_input, to_own
+    total, to_input = map_and_sum_blocks(block, arrays, size)
+    return to_input, _filters_transposed(total)
 
 
 def _block_size(x: jax.Array, kernel: jax.Array) -> int:
@@ -127,11 +178,17 @@ def _products(x: jax.Array, filters: jax.Array) -> jax.Array:
     return lax.dot_general(_tiles(x), filters, _BATCHED)
 
 
-def _transposed(x: jax.Array, filters: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _transposed(
+    x: jax.Array, filters: jax.Array, spread: jax.Array, own: bool
+) -> tuple[jax.Array, jax.Array]:
     """From the gradient of the products, ``[4, 4, records, h / 2, w / 2, out]``, those of the
-    filters and of the input."""
+    filters and of the input; or, of each record's own kernel and of the input."""
     products = spread.reshape(16, -1, spread.shape[-1])
-    to_filters = lax.dot_general(_tiles(x), products, _BATCHED_TRANSPOSED)
+    if own:
+        apart = [part.reshape(16, x.shape[0], -1, part.shape[-1]) for part in (_tiles(x), products)]
+        to_filters = jax.vmap(_filters_transposed, 1)(lax.dot_general(*apart, _BATCHED_OWN))
+    else:
+        to_filters = lax.dot_general(_tiles(x), products, _BATCHED_TRANSPOSED)
     to_tiles = lax.dot_general(products, filters.swapaxes(1, 2), _BATCHED)
     tiles = to_tiles.reshape(*spread.shape[:-1], -1)
     return to_filters, _tiles_transposed(_tiles_transposed(tiles, 1, 4), 0, 2)
