@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from ..core import Cohort, SpecError
-from ..training import record_sums
+from ..training import ghost_sums, record_sums
 from .algorithm import Algorithm, server_optimizer
 
 
@@ -36,6 +36,9 @@ def fed_sgd(server: optax.GradientTransformation) -> Algorithm:
     """
 
     def work(model, aggregation):
+        clips = [stage.record_clip for stage in aggregation.stages if stage.record_clip]
+        if clips:
+            return ghost_sums(model, clips[0].l2_bound, batch_size=clips[0].batch_size)
         if aggregation.num_record_stages:
             return record_sums(model, aggregation.encode_record, jnp.int32, with_states=True,
                                width=aggregation.record_width(model.dim))

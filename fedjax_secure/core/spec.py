@@ -108,7 +108,8 @@ class Mechanism:
             share of the noise. ``"central"``: whoever opens the sum, who adds all of the noise
             before anybody else sees it. ``"local"``: nobody, each client adds all of the noise that
             its own message needs.
-        arithmetic: ``"integer"``, or ``"float"`` where the noise is no better than floating point.
+        arithmetic: ``"integer"``, ``"float sums"`` where integer noise hides what was clipped and
+            summed in floating point, or ``"float"`` where the noise is no better than that.
         schedule: empty where every round costs the same. Else the run is planned as a whole:
             ``noise_multiplier`` is that of all of its rounds together, and these are each round's
             share of their squared loss, ``1 / noise_multiplier^2``. It has so many rounds.
@@ -123,7 +124,7 @@ class Mechanism:
     kind: str = "gaussian"
     parameters: tuple[tuple[str, float], ...] = ()
     trust: Trust = "distributed"
-    arithmetic: Literal["integer", "float"] = "integer"
+    arithmetic: Literal["integer", "float sums", "float"] = "integer"
     schedule: tuple[float, ...] = ()
 
 
@@ -182,6 +183,12 @@ class Spec:
         flatness: the largest value of a vector over its L2 norm, except with probability
             :data:`NEGLIGIBLE` a round; below 1 after a random rotation. It bounds how likely sums
             are to wrap, and nothing that privacy rests on.
+        client_records: how many records one client has at the very most; None where it is not said.
+        float_sum_error: where records' gradients are clipped and summed in floating point, before
+            anything is rounded: how far a client's sum may be off, over the bound that each record
+            is clipped to; 0 where each unit is rounded by itself. ``l2_bound`` includes it.
+        rounding_failure: probability a round that ``l2_bound`` does not hold for the integers of
+            such a sum.
         noise_stddev: standard deviation of the noise in the sum when every client answers.
         noise_tail_shape: ``(v, c)`` with which each value of that noise exceeds t in magnitude with
             probability at most ``2 exp(-t^2 / (2 (v + c t)))``.
@@ -216,6 +223,9 @@ class Spec:
     modulus: int | None = None
     rotated: bool = False
     flatness: float = 1.0
+    client_records: int | None = None
+    float_sum_error: float = 0.0
+    rounding_failure: float = 0.0
     noise_stddev: float = 0.0
     noise_tail_shape: tuple[float, float] = (0.0, 0.0)
     mechanism: Mechanism | None = None
@@ -460,6 +470,13 @@ def _guarantee(spec: Spec) -> tuple[str, list[str]]:
         if spec.unit == "client":
             assumed.append(f"a {client} that is removed still adds its noise share, and the "
                            f"counts of other {client}s' {unit}s are public.")
+    if spec.float_sum_error > 0:
+        assumed.append(
+            f"float sums: each {client} clips and adds its {unit}s' gradients in floating point "
+            f"and rounds their sum; no {unit}'s own integers are made or checked. The error of the "
+            f"sums is bounded, and charged as {200 * spec.float_sum_error:.2g}% of the clipping "
+            f"bound. That a {unit}'s own numbers are the same to the last bit whichever other "
+            f"{unit}s share its batch is assumed of the machine.")
     if mechanism.arithmetic == "float":
         assumed.append("floating point behaves like real numbers, which it does not: float noise "
                        "and float sums leave gaps that can give a unit away (Mironov 2012).")

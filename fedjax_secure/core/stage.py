@@ -9,6 +9,7 @@ once per record, and the records' integers are summed inside the client.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,18 @@ AT_OPENING = "noise at opening"
 
 def _identity_server(state: State, total: jax.Array) -> tuple[jax.Array, State, dict]:
     return total, state, {}
+
+
+class RecordClip(NamedTuple):
+    """Records to be clipped and summed by the training engine, before any stage sees their sum.
+
+    Attributes:
+        l2_bound: of each record's gradient, in model units.
+        batch_size: records whose gradients are computed together.
+    """
+
+    l2_bound: float
+    batch_size: int
 
 
 class Stage(NamedTuple):
@@ -62,6 +75,8 @@ class Stage(NamedTuple):
             Only whoever opens sums knows it: see :class:`Releases`.
         carries: names of the entries of the state that ``server`` may change: they go from round
             to round with the model, and all clients of a round know them. The rest is fixed.
+        record_clip: what the engine is to clip each record's gradient to; the stage's ``client``
+            then takes their sum. It stands first, and a stage that rounds comes right behind it.
         width: ``dim -> dim``: how many values the client side makes of so many, where that is
             another number.
     """
@@ -79,6 +94,7 @@ class Stage(NamedTuple):
     memory: Callable[[State, int], Any] | None = None
     carries: tuple[str, ...] = ()
     width: Callable[[int], int] | None = None
+    record_clip: RecordClip | None = None
 
 
 class Aggregation(NamedTuple):
@@ -162,6 +178,7 @@ def chain(*stages: Stage) -> Aggregation:
         raise SpecError("chain", need=f"stages of different names, none called {_MEAN!r}",
                         found=str(names), fix="Give each stage a name of its own.")
     split = _record_split(stages)
+    _check_record_clip(stages)
     sealed = [stage.setup is not None for stage in stages]
     if any(sealed[:-1]):
         hides = names[sealed.index(True)]
@@ -180,6 +197,7 @@ def chain(*stages: Stage) -> Aggregation:
         for stage in stages:
             states[stage.name], spec = stage.init(spec)
         states[_MEAN]["modulus"] = Static(spec.modulus)
+        spec = _with_float_sums(spec)
         sampled = spec.sampling.unit if spec.sampling and spec.sampling.kind == "poisson" else None
         need(sampled in (None, spec.unit) or spec.unit is None, "clip",
              f"unit={sampled!r}, the unit that rounds sample", f"unit={spec.unit!r}",
@@ -388,6 +406,29 @@ def _record_split(stages: tuple[Stage, ...]) -> int:
             fix="Put quantise(...) right after clip(..., unit='record').",
         )
     return rounding[0] + 1
+
+
+def _check_record_clip(stages: tuple[Stage, ...]) -> None:
+    """Sums of clipped records are rounded before anything else happens to them."""
+    clips = [place for place, stage in enumerate(stages) if stage.record_clip is not None]
+    if clips and not (clips == [0] and len(stages) > 1 and stages[1].rounds):
+        raise SpecError(
+            f"stage `{stages[clips[0]].name}`, whose records the engine clips and sums",
+            need="to be the first, with quantise(...) right behind it",
+            found=str([stage.name for stage in stages]),
+            fix="Write fs.chain(clip(..., method='ghost'), quantise(...), ...), or method='exact'.",
+        )
+
+
+def _with_float_sums(spec: Spec) -> Spec:
+    """Says in the mechanism what sums of records in floating point add to it."""
+    mechanism = spec.mechanism
+    if mechanism is None or not spec.float_sum_error:
+        return spec
+    kind = "float sums" if mechanism.arithmetic == "integer" else mechanism.arithmetic
+    more = mechanism.total_variation + spec.rounding_failure
+    return spec.replace(
+        mechanism=dataclasses.replace(mechanism, arithmetic=kind, total_variation=more))
 
 
 @jax.tree_util.register_static

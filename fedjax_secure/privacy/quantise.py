@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..core import Spec, Stage, Static, Stream
 from ..core.ring import centre, modulus_of
 from ..core.stage import need
+from .clipping.float_sums import SUM_FAILURE, rounded_sum_l2_bound
 
 #: A rounding that exceeds the bound with more than this probability is bounded a little wider.
 _REJECTION = 2.0**-20
@@ -18,16 +19,16 @@ _MAX_INTEGER_NORM = 65535.0
 _ATTEMPTS = 2
 
 
-def rounded_l2_bound(l2_bound: float, dim: int) -> float:
+def rounded_l2_bound(l2_bound: float, dim: int, *, rejection: float = _REJECTION) -> float:
     """The norm that stochastically rounded vectors keep, in integer units.
 
     Args:
         l2_bound: norm of the scaled vector before rounding, integer units.
         dim: number of values.
+        rejection: the probability b with which a rounding may be longer; it is then drawn again.
 
     Returns:
-        ``min(c + sqrt(d), sqrt(c^2 + d/4 + sqrt(2 ln(1/b)) (c + sqrt(d)/2)))`` with b = 2^-20: a
-        rounding is longer with probability at most b, and is then drawn again.
+        ``min(c + sqrt(d), sqrt(c^2 + d/4 + sqrt(2 ln(1/b)) (c + sqrt(d)/2)))``.
 
     Example:
         >>> round(rounded_l2_bound(4096.0, 30), 2)
@@ -37,7 +38,7 @@ def rounded_l2_bound(l2_bound: float, dim: int) -> float:
         Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 (the norm of a rounding).
     """
     root = math.sqrt(dim)
-    spread = math.sqrt(2.0 * math.log(1.0 / _REJECTION)) * (l2_bound + root / 2.0)
+    spread = math.sqrt(2.0 * math.log(1.0 / rejection)) * (l2_bound + root / 2.0)
     return min(l2_bound + root, math.sqrt(l2_bound**2 + dim / 4.0 + spread))
 
 
@@ -139,22 +140,27 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
         chosen = float(scale) if scale is not None else _largest_scale(spec, modulus)
         need(math.isfinite(chosen) and chosen > 0, "quantise", "a positive scale",
              f"scale={scale!r}", "Leave scale out, or give integer units per model unit.")
-        bound = rounded_l2_bound(spec.l2_bound * chosen, spec.dim)
+        summed = spec.float_sum_error > 0
+        bound = (rounded_sum_l2_bound(spec.l2_bound * chosen, spec.dim) if summed else
+                 rounded_l2_bound(spec.l2_bound * chosen, spec.dim))
         need(bound <= _MAX_INTEGER_NORM, "quantise", f"norms up to {_MAX_INTEGER_NORM:.0f} units",
              f"{bound:.0f}", "Lower scale or the clipping norm.")
-        linf = min(bound, math.ceil(spec.linf_bound * chosen))
+        linf = min(bound, math.ceil(spec.linf_bound * chosen)) + summed
         need(2.0 * spec.sum_terms * linf < modulus, "quantise",
              f"2 * summed units * linf_bound below 2**bits = {modulus}",
              f"2 * {spec.sum_terms} * {linf:.0f} = {2 * spec.sum_terms * linf:.0f}",
              "Raise bits, or lower scale.")
         state = {"scale": Static(chosen), "modulus": Static(modulus),
-                 "squared_bound": Static(int(bound**2))}
+                 "squared_bound": Static(None if summed else int(bound**2))}
         return state, spec.replace(dtype="int32", scale=chosen, modulus=modulus, l2_bound=bound,
-                                   linf_bound=float(linf))
+                                   linf_bound=float(linf),
+                                   rounding_failure=2 * SUM_FAILURE if summed else 0.0)
 
     def client(state: Any, stream: Stream, value: jax.Array) -> jax.Array:
         scaled = value.astype(jnp.float32) * jnp.float32(state["scale"].value)
         squared_bound = state["squared_bound"].value
+        if squared_bound is None:  # a sum of records, none of which can be checked any more
+            return stochastic_round(stream.words(value.shape[0], draw=0), scaled)
         # trunc(scaled) is never longer than scaled, whose own excess in float32 is far below
         # the room that rounded_l2_bound leaves.
         result = jnp.trunc(scaled).astype(jnp.int32)

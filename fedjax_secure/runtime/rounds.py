@@ -339,7 +339,7 @@ class Rounds:
         batch = Batch(
             jax.ShapeDtypeStruct((size, data.x.shape[1]), data.x.dtype),
             jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((size,), bool),
-            number, number)
+            number, number, jax.ShapeDtypeStruct((size,), jnp.int32))
         done = Done(number, (number,) * len(work.phases))
         kept = jax.ShapeDtypeStruct((work.state_size,), jnp.float32)
 

@@ -20,6 +20,7 @@ from fedjax_secure.training.devices import use_all_cores
 # `import fedjax_secure` calls use_all_cores() before anything may start JAX's backend.
 from fedjax_secure.training.engine import ClientValues, Engine
 from fedjax_secure.training.evaluation import Evaluation, area_under_curve, evaluate
+from fedjax_secure.training.ghost import ClippedSum, GhostNotice, clipped_sum, ghost_sums
 from fedjax_secure.training.local import (
     descend,
     difference,
@@ -38,20 +39,24 @@ __all__ = [
     "ClientResult",
     "ClientValues",
     "ClientWork",
+    "ClippedSum",
     "Done",
     "Draw",
     "Engine",
     "Evaluation",
+    "GhostNotice",
     "Phase",
     "Rows",
     "Sink",
     "Total",
     "TrainableModel",
     "area_under_curve",
+    "clipped_sum",
     "descend",
     "difference",
     "epoch_orders",
     "evaluate",
+    "ghost_sums",
     "local_loss",
     "local_sgd",
     "mean_loss",

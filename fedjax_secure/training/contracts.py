@@ -74,6 +74,7 @@ class Batch(NamedTuple):
         valid: ``[batch_size] bool``.
         first: int32, the place of the batch's first record in the client's draw.
         number: int32, the number of this step within its phase.
+        rows: ``[batch_size] int32``, the records' row numbers in the dataset.
     """
 
     x: jax.Array
@@ -81,6 +82,7 @@ class Batch(NamedTuple):
     valid: jax.Array
     first: jax.Array
     number: jax.Array
+    rows: jax.Array
 
 
 class Phase(NamedTuple):

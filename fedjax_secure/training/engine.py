@@ -24,6 +24,7 @@ from fedjax_secure.training.contracts import (
     Total,
     TrainableModel,
 )
+from fedjax_secure.training.ghost import ghost_sums
 from fedjax_secure.training.packing import Draw, pack_draw
 from fedjax_secure.training.programs import AXIS, round_program
 
@@ -37,8 +38,8 @@ class ClientValues(NamedTuple):
         values: ``[rows, width]``, a row for each client of a `Rows` sink; zeros for a client that
             took no part. Into a `Total`, the payloads' sum.
         nonfinite: ``[clients] int32``: how many parts of each client's value were not finite: of
-            `record_sums` its records (each counts as zero), else 1 where its update or state is
-            not. Computed from records, so outside any privacy guarantee.
+            `record_sums` and `ghost_sums` its records (each counts as zero), else 1 where its
+            update or state is not. Computed from records, so outside any privacy guarantee.
         steps: ``[clients] int32``: the steps that each client executed.
         metrics: ``{name: [clients]}``; zero for a client that took no part.
         states: ``[rows, state_size]``, the clients' new states, as in ``values``; None where the
@@ -316,6 +317,7 @@ class Engine:
         out_dtype: Any = jnp.int32,
         *,
         states: Any = None,
+        record_bounds: np.ndarray | None = None,
         into: Sink | None = None,
     ) -> ClientValues:
         """Sums, for each client, the encoded gradients of its drawn records at ``params``.
@@ -339,6 +341,9 @@ class Engine:
                 without privacy, whose sums are rounded in the order of the draw.
             states: any pytree; if given, ``encode_record`` takes it first. Its arrays may change
                 from round to round without a new compile.
+            record_bounds: ``[num_records]``, by row number: a longer gradient is scaled down to
+                its record's bound before ``encode_record``; None for no such bounds. They may
+                change from round to round.
             into: where values go, and of which clients; None for a row of every client.
 
         Returns:
@@ -359,16 +364,59 @@ class Engine:
         keys = np.asarray(keys)
         self._check_keys(keys)
         with_states = states is not None
-        name = ("record_sums", encode_record, dtype, with_states)
+        bounded = record_bounds is not None
+        name = ("record_sums", encode_record, dtype, with_states, bounded)
         if name not in self._works:
             self._check_encoder(encode_record, dtype, (states,) if with_states else ())
             self._works[name] = local.record_sums(
-                self.model, encode_record, dtype, with_states=with_states
-            )
+                self.model, encode_record, dtype, with_states=with_states,
+                with_record_bounds=bounded,
+            )  # fmt: skip
         shared = {"params": self._float_params(params), "states": states}
+        if bounded:
+            shared["record_bounds"] = self._record_bounds(record_bounds)
         return self.train(
             self._works[name], shared, indices, own={"key": keys}, distinct=True, into=into
         )
+
+    def ghost_sums(
+        self,
+        params: Params,
+        indices: Sequence[np.ndarray],
+        *,
+        l2_bound: float,
+        record_bounds: np.ndarray | None = None,
+        into: Sink | None = None,
+    ) -> ClientValues:
+        """Sums, for each client, the clipped gradients of its drawn records at ``params``.
+
+        The fast path: a batch of records at a time, in floats; see `ghost.ghost_sums` for what is
+        guaranteed of them and what is assumed.
+
+        Args:
+            params: the model's parameters, a pytree.
+            indices: for each client the row numbers of its records, drawn once each.
+            l2_bound: the largest norm of a record's gradient, in model units.
+            record_bounds, into: as for `record_sums`.
+
+        Returns:
+            Sums, float32; how many records had a gradient that is not finite, which adds zero; and
+            the batches that were gone through.
+
+        Raises:
+            DataError: a draw that does not fit the dataset, or a row drawn twice.
+            SpecError: bounds that are no positive numbers, or other parameters.
+        """
+        bounded = record_bounds is not None
+        name = ("ghost_sums", l2_bound, bounded)
+        if name not in self._works:
+            self._works[name] = ghost_sums(
+                self.model, l2_bound, batch_size=self.batch_size, with_record_bounds=bounded
+            )
+        shared = {"params": self._float_params(params)}
+        if bounded:
+            shared["record_bounds"] = self._record_bounds(record_bounds)
+        return self.train(self._works[name], shared, indices, distinct=True, into=into)
 
     def local_sgd(
         self,
@@ -483,6 +531,17 @@ class Engine:
                 f"{found[1]}{list(found[0] or ())}",
                 "Round the clipped gradient to integers, and keep its length.",
             )
+
+    def _record_bounds(self, bounds: Any) -> np.ndarray:
+        bounds, records = np.asarray(bounds), len(self.dataset.y)
+        numbers = np.issubdtype(bounds.dtype, np.number) and bounds.shape == (records,)
+        if not numbers or not np.all(np.isfinite(bounds) & (bounds >= 0)):
+            raise _refuse(
+                f"record_bounds, {records} finite numbers of 0 or more, by row number",
+                f"{bounds.dtype}{list(bounds.shape)}, or some that are not",
+                "0 leaves a record out of the sum.",
+            )
+        return bounds.astype(np.float32)
 
     def _share(self, share: np.ndarray | None) -> np.ndarray | None:
         num_clients = len(self.dataset.clients)

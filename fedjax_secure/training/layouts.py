@@ -193,7 +193,7 @@ def _batch(inputs: Inputs, start, count, t, passes: int, batch_size: int) -> Bat
     chosen = lax.dynamic_slice(inputs.rows, (start + first,), (batch_size,))
     valid = place < count
     chosen = jnp.where(valid, chosen, chosen[0])
-    return Batch(inputs.x[chosen], inputs.y[chosen], valid, first, t)
+    return Batch(inputs.x[chosen], inputs.y[chosen], valid, first, t, chosen)
 
 
 def _choose(condition: jax.Array, chosen: Any, other: Any) -> Any:

@@ -18,6 +18,7 @@ from fedjax_secure.training.contracts import (
     Phase,
     TrainableModel,
 )
+from fedjax_secure.training.ghost.clipped import norms_of
 
 
 def mean_loss(model: TrainableModel, params: Params, batch: Batch) -> jax.Array:
@@ -117,6 +118,7 @@ def record_sums(
     *,
     with_states: bool = False,
     width: int | None = None,
+    with_record_bounds: bool = False,
 ) -> ClientWork:
     """Each record's gradient at ``shared["params"]``, encoded by itself and summed.
 
@@ -131,6 +133,10 @@ def record_sums(
         out_dtype: what it returns.
         with_states: whether it takes states.
         width: how many values it returns; None for ``dim``.
+        with_record_bounds: a record's gradient is first scaled down to an L2 norm of
+            ``shared["record_bounds"][row]`` where it is longer: ``[num_records] float32``, by row
+            number in the dataset. Float32 may leave it longer by a relative 1e-5; what
+            ``encode_record`` checks on the integers stays as it is.
 
     Returns:
         Work that sends ``[width]`` of ``out_dtype``; ``own["key"]`` is each client's key.
@@ -152,6 +158,10 @@ def record_sums(
         gradient = model.ravel(loss(shared["params"]))
         finite = jnp.all(jnp.isfinite(gradient))
         gradient = jnp.where(finite, gradient, jnp.float32(0))
+        if with_record_bounds:
+            (norm,) = norms_of(gradient[None])
+            bound = jnp.maximum(shared["record_bounds"][batch.rows[0]], 0)
+            gradient = gradient * jnp.minimum(1, bound / jnp.maximum(norm, jnp.float32(1e-30)))
         head = (shared["states"],) if with_states else ()
         encoded = encode_record(*head, own["key"], batch.first.astype(jnp.uint32), gradient)
         total = total + jnp.where(finite, encoded, jnp.zeros_like(encoded))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...core import Aggregator, Sampling, Spec, SpecError
 from ..rounds import Rounds
 
@@ -25,7 +27,8 @@ def planned_chain(rounds: Rounds, *, min_clients: int | None, denominator: float
     """
     _check_aggregator(rounds, aggregator, ledger)
     algorithm, selection, data = rounds.algorithm, rounds.selection, rounds.data
-    if rounds.aggregation.num_record_stages and not algorithm.one_step:
+    of_records = any(stage.record_clip for stage in rounds.aggregation.stages)
+    if (of_records or rounds.aggregation.num_record_stages) and not algorithm.one_step:
         raise SpecError(
             "clip(unit='record')", need="an algorithm of one step a round at the global model",
             found=f"{algorithm.name}, whose clients take several steps",
@@ -37,7 +40,8 @@ def planned_chain(rounds: Rounds, *, min_clients: int | None, denominator: float
         drawn, secret = Sampling("public", 1.0, "client"), False
     spec = Spec(
         dim=rounds.dim, num_clients=selection.most_clients(data.num_clients),
-        num_records=len(data.y), denominator=denominator,
+        num_records=len(data.y), client_records=int(np.diff(data.offsets).max()),
+        denominator=denominator,
         min_clients=1 if min_clients is None else min_clients, sampling=drawn,
         mode=rounds.source.mode, unit_name=data.unit, client_name=data.client_unit,
         aggregator=aggregator)

@@ -1,0 +1,329 @@
+"""Ghost clipping gives what clipping each record's own gradient gives, for every kind of layer."""
+
+from __future__ import annotations
+
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_secure.core.errors import SpecError
+from fedjax_secure.models import (
+    Conv,
+    ConvReluPool,
+    Embed,
+    Lstm,
+    char_lstm,
+    emnist_cnn,
+    from_flax,
+    logistic_regression,
+    mlp,
+    resnet,
+    sensor_cnn,
+)
+from fedjax_secure.training.ghost import GhostNotice, clipped_sum, coverage, norm_margin
+
+TOKENS = 11
+
+
+class _Layers(nn.Module):
+    """Layers one after the other, with tanh between them, and a dense layer on the mean."""
+
+    layers: tuple[nn.Module, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return nn.Dense(3)(x.mean(tuple(range(1, x.ndim - 1))))
+
+
+class _Scale(nn.Module):
+    """A layer of a kind that nobody knows."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("by", nn.initializers.ones, x.shape[-1:]) ** 2
+
+
+class _Raw(nn.Module):
+    """A parameter beside layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x * self.param("by", nn.initializers.ones, x.shape[-1:]))
+
+
+class _Tied(nn.Module):
+    """An embedding that is used in a second way, which no call of the layer shows."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        table = nn.Embed(TOKENS, 3, name="table")
+        return table.attend(jnp.tanh(table(tokens)).mean(1))[:, :3]
+
+
+class _Twice(nn.Module):
+    """Layers whose parameters serve twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        dense, norm = nn.Dense(4), nn.LayerNorm()
+        return nn.Dense(3)(norm(jnp.tanh(dense(norm(jnp.tanh(dense(x)))))))
+
+
+class _Looped(nn.Module):
+    """A layer inside a loop over time."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.RNN(nn.LSTMCell(5))(x)[:, -1])
+
+
+class _RecordsLast(nn.Module):
+    """Dense layers that see times along their first axis."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.Dense(4)(x.swapaxes(0, 1)).swapaxes(0, 1).mean(1))
+
+
+def _of(*layers, shape, dtype=None):
+    return from_flax(_Layers(layers), shape, 3, name="layers", dtype=dtype)
+
+
+FACTORIES = {
+    "logistic_regression": lambda: logistic_regression(5, 2),
+    "logistic_regression of 4": lambda: logistic_regression(5, 4),
+    "mlp": lambda: mlp(6, 3, hidden=(7, 4)),
+    "emnist_cnn": lambda: emnist_cnn((8, 8), 4),
+    "emnist_cnn by lax": lambda: emnist_cnn((8, 8), 4, implementation="lax"),
+    "emnist_cnn, odd": lambda: emnist_cnn((9, 7, 2), 4),
+    "resnet8": lambda: resnet((8, 8, 3), 3, width=8),
+    "sensor_cnn": lambda: sensor_cnn((16, 3), 3, channels=(4, 5)),
+    "char_lstm": lambda: char_lstm(6, TOKENS, embedding=3, hidden=(4, 5)),
+}
+LAYERS = {
+    "dense over time": lambda: _of(nn.Dense(4), nn.Dense(2, use_bias=False), shape=(5, 3)),
+    "norms": lambda: _of(nn.LayerNorm(), nn.RMSNorm(), nn.GroupNorm(2), shape=(4, 6)),
+    "norms without": lambda: _of(
+        nn.LayerNorm(use_scale=False), nn.GroupNorm(2, use_bias=False), shape=(4, 4, 6)
+    ),
+    "strided": lambda: _of(Conv(4, strides=2, padding="SAME"), shape=(9, 8, 2)),
+    "strided by lax": lambda: _of(
+        Conv(4, strides=2, padding="SAME", implementation="lax"), shape=(9, 8, 2)
+    ),
+    "conv over time": lambda: _of(Conv(4, (3,), padding="SAME"), shape=(7, 2)),
+    "winograd": lambda: _of(Conv(32, padding="SAME"), Conv(32), shape=(7, 6, 32)),
+    "winograd and pool": lambda: _of(ConvReluPool(32, padding="SAME"), shape=(6, 4, 32)),
+    "flax's conv": lambda: _of(nn.Conv(4, (3, 2), strides=2), shape=(7, 6, 2)),
+    "lstm and embedding": lambda: _of(
+        Embed(TOKENS, 3), Lstm(4), shape=(6,), dtype=jnp.int32
+    ),
+    "flax's embedding": lambda: _of(nn.Embed(TOKENS, 3), shape=(6,), dtype=jnp.int32),
+    "layers twice": lambda: from_flax(_Twice(), 4, 3),
+    "layers in a loop": lambda: from_flax(_Looped(), (4, 2), 3),
+}  # fmt: skip
+
+
+def batch_of(model, records, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = jax.eval_shape(model.init, jax.random.key(0))
+    shape = (records, model.num_features)
+    integer = any(
+        "embedding" in jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(tokens)[0]
+    )
+    x = rng.integers(0, TOKENS, shape) if integer else rng.normal(size=shape)
+    y = rng.integers(0, model.num_classes, records)
+    return jnp.asarray(x.astype(np.int32 if integer else np.float32)), jnp.asarray(y, jnp.int32)
+
+
+def params_of(model, seed=3):
+    """Parameters of which none is zero or one, so that none is left out by chance."""
+    keys = iter(jax.random.split(jax.random.key(seed), 99))
+    shapes = model.init(jax.random.key(seed))
+    return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), shapes)
+
+
+def rows_of(model, params, x, y):
+    """Each record's gradient, made by itself: what everything here is compared with."""
+    one = jax.jit(jax.grad(lambda p, x, y: model.loss(p, x[None], y[None])[0]))
+    return np.stack([np.asarray(model.ravel(one(params, *pair)), np.float64)
+                     for pair in zip(x, y, strict=True)])  # fmt: skip
+
+
+def summed(model, **settings):
+    def total(params, x, y, bound, valid):
+        found = clipped_sum(model, params, x, y, bound, valid=valid, **settings)
+        return found._replace(total=model.ravel(found.total))
+
+    return jax.jit(total)
+
+
+def close(found, wanted, scale):
+    assert np.linalg.norm(np.asarray(found, np.float64) - wanted) <= 1e-6 * scale + 1e-30
+
+
+@pytest.mark.parametrize("name", [*FACTORIES, *LAYERS])
+def test_equals_clipping_each_record_by_itself(name):
+    """Bounds that clip nobody, some and everybody; a batch with unused places; one record."""
+    model = {**FACTORIES, **LAYERS}[name]()
+    params, records = params_of(model), 5
+    x, y = batch_of(model, records)
+    found = coverage(model)
+    assert found.complete and not found.one_by_one
+    total = summed(model)
+    rows = rows_of(model, params, x, y)
+    norms = np.linalg.norm(rows, axis=1)
+    for bound in (2 * norms.max(), float(np.median(norms)), norms.min() / 3):
+        for valid in ([True] * 5, [True, True, True, False, False], [True] + [False] * 4):
+            used = np.array(valid)
+            out = total(params, x, y, bound, jnp.array(valid))
+            weights = np.minimum(1, bound / norms) * used
+            close(out.total, weights @ rows, np.linalg.norm(weights @ np.abs(rows)))
+            np.testing.assert_allclose(out.norms, norms * used, rtol=1e-5)
+            assert out.finite.all()
+
+
+@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "flax's embedding", "char_lstm"])
+def test_each_record_may_have_a_bound_of_its_own(name):
+    model = {**FACTORIES, **LAYERS}[name]()
+    params = params_of(model)
+    x, y = batch_of(model, 4)
+    rows = rows_of(model, params, x, y)
+    norms = np.linalg.norm(rows, axis=1)
+    bounds = norms * [0.1, 2.0, 0.0, 0.7]
+    for method in ("ghost", "vmap"):
+        out = summed(model, method=method)(params, x, y, jnp.float32(bounds), jnp.ones(4, bool))
+        weights = np.minimum(1, bounds / norms)
+        close(out.total, weights @ rows, np.linalg.norm(weights @ np.abs(rows)))
+
+
+def test_layers_of_an_unknown_kind_are_worked_record_by_record_with_a_notice():
+    model = _of(_Scale(), nn.Dense(2), shape=(4, 3))
+    found = coverage(model)
+    assert found.complete and found.one_by_one == ("layers_0 (_Scale)",)
+    with pytest.warns(GhostNotice, match=r"layers_0 \(_Scale\)"):
+        found.warn(model)
+    _agrees(model)
+
+
+@pytest.mark.parametrize(
+    "module, shape, dtype, words",
+    [
+        (_Raw(), (4,), None, "by (used outside"),
+        (_Tied(), (6,), jnp.int32, "table/embedding (used outside"),
+        (_RecordsLast(), (4, 2), None, "Dense_1/kernel (used outside"),
+        (_RecordsLast(), (5, 2), None, "something else than records"),
+        (_RecordsLast(), (3, 2), None, "something else than records"),
+    ],
+    ids=["a raw parameter", "tied", "times first", "of 5 times", "of 3 times"],
+)
+def test_what_no_tap_covers_is_found_out_and_worked_by_vmap(module, shape, dtype, words):
+    """A parameter that is used unseen would silently lack from the gradient."""
+    model = from_flax(module, shape, 3, dtype=dtype)
+    found = coverage(model)
+    assert not found.complete and any(words in name for name in found.untapped), found
+    with pytest.warns(GhostNotice, match="whole gradient is made by vmap"):
+        found.warn(model)
+    _agrees(model)
+
+
+def test_a_model_without_taps_is_worked_by_vmap():
+    import dataclasses
+
+    model = dataclasses.replace(mlp(4, 3), tapped=None)
+    assert coverage(model).untapped == ("the model, which has no taps",)
+    _agrees(model)
+
+
+def _agrees(model):
+    params = params_of(model)
+    x, y = batch_of(model, 4)
+    rows = rows_of(model, params, x, y)
+    norms = np.linalg.norm(rows, axis=1)
+    bound = float(np.median(norms))
+    out = summed(model)(params, x, y, bound, jnp.ones(4, bool))
+    weights = np.minimum(1, bound / norms)
+    close(out.total, weights @ rows, np.linalg.norm(weights @ np.abs(rows)))
+
+
+def test_models_that_are_covered_give_no_notice():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coverage(FACTORIES["emnist_cnn"]()).warn(None)
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "flax's embedding"])
+def test_a_record_that_is_not_finite_adds_exactly_zero_and_is_reported(name, method):
+    model = {**FACTORIES, **LAYERS}[name]()
+    params = params_of(model)
+    x, y = batch_of(model, 4)
+    bad = x.at[2].set(TOKENS + 5 if x.dtype == jnp.int32 else jnp.nan)
+    total = summed(model, method=method)
+    out = total(params, bad, y, 0.5, jnp.ones(4, bool))
+    others = total(params, x, y, 0.5, jnp.array([True, True, False, True]))
+    assert out.finite.tolist() == [True, True, False, True]
+    np.testing.assert_array_equal(out.total, others.total)
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+def test_norms_of_very_large_and_small_gradients(method):
+    """Squares of 1e25 overflow float32 and those of 1e-25 vanish; norms do neither."""
+    model = logistic_regression(3, 2)
+    params = model.init(jax.random.key(0))
+    x = jnp.array([[3e18, 4e18, 0], [3e-5, 4e-5, 0], [3e25, 4e25, 0]], jnp.float32)
+    out = summed(model, method=method)(params, x, jnp.zeros(3, jnp.int32), 1.0, jnp.ones(3, bool))
+    # the sigmoid's derivative is 1/2 at zero, the bias's input is 1
+    np.testing.assert_allclose(out.norms[:2], [2.5e18, np.hypot(2.5e-5, 0.5)], rtol=1e-6)
+    assert out.finite.tolist()[:2] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "char_lstm", "flax's embedding", "norms"])
+def test_no_clipped_record_is_longer_than_bound_and_margin(name):
+    model = {**FACTORIES, **LAYERS}[name]()
+    margin = norm_margin(model)
+    assert 0 < margin < 1e-4
+    x, y = batch_of(model, 64, seed=5)
+    total = summed(model)
+    for seed in range(4):
+        params = params_of(model, seed)
+        for record in range(0, 64, 8):
+            bounds = np.zeros(64, np.float32)
+            bounds[record] = np.float32(1e-2 * (1 - margin))
+            out = total(params, x, y, jnp.asarray(bounds), jnp.ones(64, bool))
+            assert np.linalg.norm(np.asarray(out.total, np.float64)) <= 1e-2
+            assert float(out.norms[record]) > 1e-2
+
+
+@pytest.mark.parametrize("name, records", [("mlp", 13), ("emnist_cnn", 24), ("resnet8", 8),
+                                           ("char_lstm", 16)])  # fmt: skip
+def test_a_records_term_has_the_same_bits_at_every_place(name, records):
+    """What the guarantee of the ghost path assumes of a machine: see the guide to DP-SGD."""
+    model = FACTORIES[name]()
+    params = params_of(model)
+    one_x, one_y = batch_of(model, 1, seed=9)
+    total = summed(model)
+    terms, norms = set(), set()
+    for place in range(0, records, 3):
+        x, y = batch_of(model, records, seed=place)
+        x, y = x.at[place].set(one_x[0]), y.at[place].set(one_y[0])
+        bounds = jnp.zeros(records).at[place].set(0.1)
+        out = total(params, x, y, bounds, jnp.ones(records, bool))
+        terms.add((np.asarray(out.total) + 0.0).tobytes())
+        norms.add(float(out.norms[place]))
+    assert len(terms) == len(norms) == 1
+
+
+def test_an_unknown_method_is_refused():
+    model = mlp(3, 2)
+    with pytest.raises(SpecError, match="method 'ghost' or 'vmap'"):
+        clipped_sum(
+            model, model.init(jax.random.key(0)), jnp.ones((1, 3)), jnp.zeros(1, jnp.int32), 1.0,
+            method="rows",
+        )  # fmt: skip
