@@ -24,6 +24,7 @@ from fedjax_secure.privacy.accounting import (
     compose,
     epsilon,
     epsilon_by_unit,
+    renyi_of,
     share_stddev_for,
 )
 
@@ -481,6 +482,35 @@ def test_renyi_at_integer_orders_is_that_of_the_continuous_gaussian(stddev, shif
     assert ours == pytest.approx(accountant._rdp[0], rel=1e-9)
     assert epsilon(noise_multiplier=stddev / shift, sampling_rate=rate, rounds=1, dp_delta=1e-4,
                    accountant="rdp") <= ours + math.log(1e4) / (order - 1)
+
+
+@pytest.mark.parametrize("stddev, shares, shift, rate", [
+    (2.0, 3, (1, 2), 1.0), (2.0, 2, (2, 1, 3), 1.0), (2.5, 2, (1, 2), 0.2)])
+@pytest.mark.parametrize("order", [2, 3, 6])
+def test_renyi_of_summed_shares_in_several_dimensions_is_within_the_account(
+        stddev, shares, shift, rate, order):
+    """Trap 10: no event of dp-accounting has this mechanism; the exact sum over its pmf does."""
+    unit_l2 = math.sqrt(sum(s * s for s in shift))
+    noise = DiscreteGaussianSum(stddev, shares, unit_l2=unit_l2, dim=len(shift))
+    p = sum_of_shares(stddev, shares)
+    with_unit = [np.concatenate([np.zeros(s), p]) for s in shift]
+    without = [np.concatenate([p, np.zeros(s)]) for s in shift]
+
+    def moment(a, b):  # sum of a^order b^(1 - order)
+        seen = (a > 0) & (b > 0)  # what is left out lowers the result
+        return np.exp(order * np.log(a[seen]) + (1 - order) * np.log(b[seen])).sum()
+
+    if rate == 1:  # coordinates are independent: divergences add
+        exact = sum(math.log(moment(a[s:len(p)], b[s:len(p)]))
+                    for a, b, s in zip(with_unit, without, shift, strict=True)) / (order - 1)
+    else:
+        ours, theirs = reduce(np.multiply.outer, with_unit), reduce(np.multiply.outer, without)
+        exact = math.log(moment((1 - rate) * theirs + rate * ours, theirs)) / (order - 1)
+    spent = noise.spend(sampling_rate=rate, unit="patient")
+    accounted = renyi_of(spent.step, [order]).divergence[0]
+    # A log-ratio g of both pmfs moves the divergence by at most g (2a - 1) / (a - 1).
+    assert exact <= accounted + spent.log_ratio * (2 * order - 1) / (order - 1)
+    assert accounted <= 1.6 * exact  # s^2 of the variance is given away
 
 
 # How slack enters

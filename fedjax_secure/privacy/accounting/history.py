@@ -63,7 +63,7 @@ def spent(
             as the JSON of a record), in any order. A round told twice counts once.
         dp_delta: the delta of the guarantee; None takes the one that all records state.
         releases: how often each round of a single run was put to the clients, by another witness
-            such as the ledger: ``{r: ledger.attempt(r) + 1 for r in
+            such as the ledger: ``{r: ledger.attempt(r) for r in
             range(1, ledger.confirmed_rounds() + 1)}``. Rounds count as often as the larger of both
             says.
         accountant: see :func:`compose`.
