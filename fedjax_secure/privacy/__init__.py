@@ -3,12 +3,20 @@
 from . import audit
 from .accounting import (
     DiscreteGaussianSum,
+    Explanation,
     Spend,
+    Spent,
+    Total,
+    UnitEpsilons,
     calibrate,
     calibrate_shares,
     compose,
     epsilon,
+    epsilon_by_unit,
+    explain,
     share_stddev_for,
+    spent,
+    total,
 )
 from .budget import Budget
 from .clipping import adaptive_clip, clip, clip_layers
@@ -18,8 +26,9 @@ from .reporting import PrivacyReport, RunFacts, report
 from .rotate import rotate
 
 __all__ = [
-    "Budget", "DiscreteGaussianSum", "PrivacyReport", "RunFacts", "Spend", "adaptive_clip", "audit",
-    "calibrate", "calibrate_shares", "clip", "clip_layers", "compose", "discrete_gaussian",
-    "epsilon", "gaussian", "quantise", "randomised_response", "report", "rotate",
-    "rounded_l2_bound", "share_stddev_for",
+    "Budget", "DiscreteGaussianSum", "Explanation", "PrivacyReport", "RunFacts", "Spend", "Spent",
+    "Total", "UnitEpsilons", "adaptive_clip", "audit", "calibrate", "calibrate_shares", "clip",
+    "clip_layers", "compose", "discrete_gaussian", "epsilon", "epsilon_by_unit", "explain",
+    "gaussian", "quantise", "randomised_response", "report", "rotate", "rounded_l2_bound",
+    "share_stddev_for", "spent", "total",
 ]
