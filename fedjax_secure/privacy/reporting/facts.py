@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedjax_secure.core import RoundRecord, Spec, ThreatModel
-from fedjax_secure.privacy.accounting import Spend
+from fedjax_secure.privacy.accounting import Spend, explain, spent
 from fedjax_secure.privacy.budget import Budget
 
 #: Names of features are listed up to this many.
@@ -96,7 +96,19 @@ class RunFacts:
             "log_ratio": spend.log_ratio, "total_variation": spend.total_variation,
             "rounds": len(self.records), "epsilon": last.get("epsilon", 0.0),
             "dp_delta": self.budget.dp_delta, "assumes": last.get("assumes", ""),
-            "statement": self.threat_model.guarantee,
+            "statement": self.threat_model.guarantee, **self._explained(),
+        }  # fmt: skip
+
+    def _explained(self) -> dict[str, Any]:
+        if not self.records:
+            return {}
+        known = spent(self.records)
+        meaning = explain(known)
+        rates = (0.001, 0.01, 0.05, 0.1, 0.25)
+        return {
+            "accountant": known.accountant, "explained": list(meaning.sentences),
+            "false_alarms": list(rates),
+            "detections": [float(rate) for rate in meaning.true_positive_rate(rates)],
         }  # fmt: skip
 
 

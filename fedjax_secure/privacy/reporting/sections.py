@@ -30,6 +30,10 @@ _MECHANISM = {
     "pure": "a mechanism with pure differential privacy",
     "approximate": "a mechanism with a stated (epsilon, delta)",
 }
+_ACCOUNTANT = {
+    "pld": "privacy loss distributions, by dp-accounting",
+    "rdp": "Renyi divergences, by dp-accounting",
+}
 _SAMPLING = {
     "poisson": "each {unit} by a secret coin of its own (Poisson), probability {rate} a round",
     "all": "every {unit} in every round: nothing is amplified",
@@ -135,7 +139,7 @@ def _guarantee(values: Mapping[str, Any]) -> Section | None:
         ("Who takes part", _SAMPLING[dp["sampling"]].format(**words)),
         ("Epsilon, all rounds of this run", upwards(dp["epsilon"])),
         ("Delta", f"{dp['dp_delta']:g}"),
-        ("Accountant", dp.get("accountant") or "privacy loss distributions (dp-accounting)"),
+        ("Accountant", _ACCOUNTANT[dp.get("accountant", "pld")]),
         ("Charged for what integer noise differs from the accounted one",
          f"log-ratio {dp['log_ratio']:.2g} and total variation {dp['total_variation']:.2g} a "
          "round, inside epsilon and delta"),
@@ -153,7 +157,16 @@ def _meaning(values: Mapping[str, Any]) -> Section | None:
     dp = values["guarantee"]
     if dp is None or not dp.get("explained"):
         return None
-    return Section("What it means for one person", tuple(dp["explained"]))
+    rows = tuple((_percent(one), _percent(other)) for one, other in
+                 zip(dp["false_alarms"], dp["detections"], strict=True))
+    table = Table(("Where an attack may raise false alarms in", "it detects a person in at most"),
+                  rows, frozenset({0, 1}))
+    return Section("What it means for one person", (Points(tuple(dp["explained"])), table))
+
+
+def _percent(share: float) -> str:
+    """Rounded up: these are upper bounds."""
+    return f"{math.ceil(round(share * 1e4, 4)) / 100:g}%"
 
 
 def _rounds(values: Mapping[str, Any]) -> Section | None:
