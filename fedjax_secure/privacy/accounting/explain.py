@@ -61,7 +61,7 @@ class Explanation:
 
         Each pair (epsilon, delta) of the guarantee allows at most min(e^epsilon a + delta,
         1 - e^-epsilon (1 - delta - a)) at the rate a (Wasserman and Zhou 2010; Dong, Roth, Su
-        2022, Proposition 3); the least of all pairs holds.
+        2022); the least of all pairs holds.
         """
         rate = np.asarray(false_positive_rate, np.float64)[..., None]
         up = np.exp(np.minimum(self._epsilons, 700.0))
