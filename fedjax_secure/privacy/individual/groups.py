@@ -45,7 +45,7 @@ def assign(
     for place, record in enumerate(records):
         name = rule(record)
         if name not in numbers:
-            raise DataError("assign", need=f"a rule that names one of {', '.join(map(repr, names))}",
+            raise DataError("assign", need=f"a rule that names one of {', '.join(names)}",
                             found="another name", fix="Name the plan's groups, plan.names.")
         found[place] = numbers[name]
     return found

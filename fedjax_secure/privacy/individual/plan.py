@@ -23,6 +23,7 @@ _MOST_GROUPS = 64
 _SLACK = 1e-9  # above what the noise of summed integer shares adds to epsilon in a round
 _GOAL = 1.0 - 5e-5  # targets are met within a part in ten thousand, always from below
 _LOWEST_LOG_RATE = math.log(1e-7)
+_LEAST_SHARE = 0.05  # of a planned rate: who could only be drawn more seldom has nothing left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,8 @@ class IndividualPlan:
         """The same run for people who have spent some of their budgets already.
 
         Each group's rate is lowered so that what is left of its budget lasts for the run; a group
-        whose budget is used up gets rate 0 and is drawn no more. Only public spends decide that,
+        that would have to be drawn at less than a twentieth of the planned rate has used its budget
+        up: it gets rate 0 and is drawn no more. Only public spends decide that,
         never records. Bounds and noise stay.
 
         Args:
@@ -308,7 +310,8 @@ def _rate_within(multiplier: float, group: Group, rounds: int, dp_delta: float,
 
     if not before or group.sampling_rate == 0 or fits(group.sampling_rate):
         return group.sampling_rate
-    low, high = _LOWEST_LOG_RATE, math.log(group.sampling_rate)
+    high = math.log(group.sampling_rate)
+    low = high + math.log(_LEAST_SHARE)
     if not fits(math.exp(low)):
         return 0.0
     while high - low > 1e-4:

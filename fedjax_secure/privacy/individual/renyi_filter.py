@@ -55,7 +55,7 @@ from ..accounting import ORDERS, Spend, renyi_of
 from ..accounting.arguments import is_positive, require, require_dp_delta
 
 _FORMAT = "fedjax-secure individual accounts 1"
-_NORM_STEPS = 256  # norms are rounded up to one of these where sampling is accounted
+_NORM_STEPS = 1024  # norms are rounded up to one of these where sampling is accounted
 _LARGEST_NORM = 2.0**31
 
 
@@ -118,7 +118,7 @@ class RoundCost:
 
     @cached_property
     def _table(self) -> np.ndarray | None:
-        """Costs of the norms j / 256 of the largest, where there is no formula."""
+        """Costs of the norms j / 1024 of the largest, where there is no formula."""
         if self.order is None or self.sampling_rate == 1:
             return None
         found = [0.0]
