@@ -20,15 +20,24 @@ from .accounting import (
 )
 from .budget import Budget
 from .clipping import adaptive_clip, clip, clip_layers
-from .noise import discrete_gaussian, gaussian, randomised_response
+from .correlated import banded, correlated_noise, tree
+from .noise import (
+    FloatNoiseWarning,
+    discrete_gaussian,
+    discrete_laplace,
+    gaussian,
+    randomised_response,
+    skellam,
+)
 from .quantise import quantise, rounded_l2_bound
 from .reporting import PrivacyReport, RunFacts, report
 from .rotate import rotate
 
 __all__ = [
-    "Budget", "DiscreteGaussianSum", "Explanation", "PrivacyReport", "RunFacts", "Spend", "Spent",
-    "Total", "UnitEpsilons", "adaptive_clip", "audit", "calibrate", "calibrate_shares", "clip",
-    "clip_layers", "compose", "discrete_gaussian", "epsilon", "epsilon_by_unit", "explain",
-    "gaussian", "quantise", "randomised_response", "report", "rotate", "rounded_l2_bound",
-    "share_stddev_for", "spent", "total",
+    "Budget", "DiscreteGaussianSum", "Explanation", "FloatNoiseWarning", "PrivacyReport",
+    "RunFacts", "Spend", "Spent", "Total", "UnitEpsilons", "adaptive_clip", "audit", "banded",
+    "calibrate", "calibrate_shares", "clip", "clip_layers", "compose", "correlated_noise",
+    "discrete_gaussian", "discrete_laplace", "epsilon", "epsilon_by_unit", "explain", "gaussian",
+    "quantise", "randomised_response", "report", "rotate", "rounded_l2_bound", "share_stddev_for",
+    "skellam", "spent", "total", "tree",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..core import Spec, Stage, Static, Stream
 from ..core.ring import centre, modulus_of
+from ..core.spec import NEGLIGIBLE
 from ..core.stage import need
 from .clipping.float_sums import SUM_FAILURE, rounded_sum_l2_bound
 
@@ -93,7 +94,8 @@ def stochastic_round(words: jax.Array, values: jax.Array) -> jax.Array:
     return floor.astype(jnp.int32) + (uniform < values - floor).astype(jnp.int32)
 
 
-def quantise(bits: int, *, scale: float | None = None) -> Stage:
+def quantise(bits: int, *, scale: float | None = None,
+             noise_multiplier: float | None = None) -> Stage:
     """Scale and stochastically round a clipped vector to integers that are summed modulo 2^bits.
 
     Rounding happens for each unit of privacy before anything is summed; rounded after the sum,
@@ -102,8 +104,11 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
     Args:
         bits: the ring is ``[0, 2^bits)``; 2 to 31.
         scale: integer units per model unit. None takes the largest power of two for which every
-            clipped unit may take part at its worst without a wrap, with half of the ring left for
-            noise. (After rotate() "at its worst" is meant but for 2^-40 a round.)
+            clipped unit may take part at its worst without a wrap, with room for noise. (After
+            rotate() "at its worst" is meant but for 2^-40 a round.)
+        noise_multiplier: of the noise stage behind, for whose noise there is to be room. None
+            leaves half of the ring, and after rotate(), where rings are filled by noise rather
+            than values, room for a multiplier of 1. Not to be given with ``scale``.
 
     Returns:
         A stage that turns float32 into int32 and sets ``scale``, ``modulus`` and the bounds.
@@ -114,7 +119,8 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
         towards zero; the work does not depend on the data.
 
     Raises:
-        SpecError: nothing was clipped, the value is not float, or the ring is too small.
+        SpecError: nothing was clipped, the value is not float, the ring is too small, or both
+            ``scale`` and ``noise_multiplier`` are given.
 
     Example:
         >>> from fedjax_secure.core import Spec
@@ -129,6 +135,11 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
         Kairouz, Liu, Steinke 2021, arXiv 2102.06387, Algorithm 1 (conditional rounding).
     """
     modulus = modulus_of(bits)
+    need(scale is None or noise_multiplier is None, "quantise", "scale or noise_multiplier",
+         "both", "Leave one out: a multiplier is what chooses the scale.")
+    need(noise_multiplier is None or (isinstance(noise_multiplier, int | float)
+                                      and 0 < noise_multiplier < math.inf), "quantise",
+         "a positive noise_multiplier", f"{noise_multiplier!r}", "Give that of the noise stage.")
 
     def init(spec: Spec) -> tuple[Any, Spec]:
         need(spec.dtype == "float32", "quantise", "float values", spec.dtype,
@@ -137,7 +148,8 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
              "Put clip(...) before it.")
         need(spec.mechanism is None, "quantise", "values without noise", "noised floats",
              "Put integer noise after quantise(...), or leave quantise(...) out.")
-        chosen = float(scale) if scale is not None else _largest_scale(spec, modulus)
+        chosen = float(scale) if scale is not None else _largest_scale(
+            spec, modulus, noise_multiplier)
         need(math.isfinite(chosen) and chosen > 0, "quantise", "a positive scale",
              f"scale={scale!r}", "Leave scale out, or give integer units per model unit.")
         summed = spec.float_sum_error > 0
@@ -177,13 +189,18 @@ def quantise(bits: int, *, scale: float | None = None) -> Stage:
     return Stage("quantise", init, client, server, rounds=True)
 
 
-def _largest_scale(spec: Spec, modulus: int) -> float:
-    """The largest power of two that leaves half of the ring for noise."""
+def _largest_scale(spec: Spec, modulus: int, noise_multiplier: float | None) -> float:
+    """The largest power of two for which the sum and its noise fit the ring."""
     assert spec.l2_bound is not None and spec.linf_bound is not None
-    room = modulus / 4.0 / spec.sum_terms
-    exponent = math.floor(math.log2(min(room / spec.linf_bound,
-                                        _MAX_INTEGER_NORM / 2.0 / spec.l2_bound)))
-    candidate = 2.0**exponent
+    values = spec.sum_terms * spec.linf_bound
+    if noise_multiplier is None and not spec.rotated:
+        room = modulus / 4.0 / values
+    else:
+        # A quarter more: shares that are added beyond those counted on, and rounded norms.
+        tail = math.sqrt(2.0 * math.log(2.0 * spec.dim / NEGLIGIBLE))
+        noise = 1.25 * tail * (noise_multiplier or 1.0) * spec.l2_bound
+        room = modulus / 2.0 / (values + noise)
+    candidate = 2.0 ** math.floor(math.log2(min(room, _MAX_INTEGER_NORM / 2.0 / spec.l2_bound)))
     need(candidate * spec.l2_bound >= 1.0, "quantise",
          f"a ring with room for {spec.sum_terms} clipped units of at least one integer unit",
          f"modulus={modulus}", "Raise bits.")

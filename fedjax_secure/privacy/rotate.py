@@ -119,15 +119,16 @@ def rotate(*, seed: int = 0) -> Stage:
     def init(spec: Spec) -> tuple[Any, Spec]:
         need(spec.dtype == "float32", _NAME, "float values", spec.dtype,
              "Put rotate() before quantise(...).")
-        need(spec.flatness == 1.0 and spec.dim <= _MOST_VALUES, _NAME,
-             f"up to {_MOST_VALUES} values that are not rotated yet",
-             f"{spec.dim} of flatness {spec.flatness:.3g}", "Keep one rotate() in the chain.")
+        need(not spec.rotated, _NAME, "values that are not rotated yet", "rotated ones",
+             "Keep one rotate() in the chain.")
+        need(spec.dim <= _MOST_VALUES, _NAME, f"up to {_MOST_VALUES} values", f"{spec.dim}",
+             "Leave rotate() out.")
         padded = width(spec.dim)
         flatness = flatness_of(padded)
-        # A vector of several values that are bounded together stays so; one value's own bound goes.
         linf = None if spec.l2_bound is None else spec.l2_bound * flatness
         state = {"round": jnp.uint32(0), "dim": Static(spec.dim), "padded": Static(padded)}
-        return state, spec.replace(dim=padded, flatness=flatness, linf_bound=linf)
+        return state, spec.replace(dim=padded, rotated=True, flatness=flatness,
+                                   linf_bound=linf)
 
     def signs(state: Any) -> jax.Array:
         count = state["padded"].value

@@ -139,7 +139,7 @@ def test_shares_wider_than_the_table_are_sums_of_parts():
 
 def test_noise_too_wide_is_refused_with_the_fix():
     with pytest.raises(SpecError, match="Lower quantise"):
-        _wide_noise(300.0)
+        _wide_noise(3000.0)
 
 
 @pytest.mark.parametrize("l2_bound", [1e-13, 1e-24, 1e13, 1e30, math.inf, math.nan, -1.0, 0])

@@ -102,7 +102,7 @@ def clip_layers(model: Layered, *, total: float | None = None,
 
     def init(spec: Spec) -> tuple[Any, Spec]:
         need_unclipped(_NAME, spec)
-        need(spec.flatness == 1.0, _NAME, "layers that lie side by side", "a rotated vector, in "
+        need(not spec.rotated, _NAME, "layers that lie side by side", "a rotated vector, in "
              "which they are mixed", "Put it before rotate(...).")
         need(spec.dim == ends[-1], _NAME, f"one value for each of the model's {ends[-1]} "
              "parameters", f"vectors of {spec.dim}", "Put it first in the chain, and use an "
