@@ -112,7 +112,7 @@ def calibrate(
         >>> round(calibrate(**run, noise_multiplier=1.0, rounds=30), 3)
         0.116
         >>> round(calibrate(dp_delta=1e-3, noise_multiplier=1.0, rounds=30, sampling_rate=0.1), 2)
-        2.52
+        2.57
     """
     where = "calibrate"
     given = {"target_epsilon": target_epsilon, "noise_multiplier": noise_multiplier,

@@ -186,7 +186,7 @@ def explain(
         >>> explain([run], dp_delta=1e-3).accuracy < 0.6  # the whole curve tells more
         True
         >>> print(explain([run], dp_delta=1e-3).sentences[0])
-        The guarantee: epsilon 1.594 at delta 0.001, for one patient. It bounds what everything \
+        The guarantee: epsilon 1.572 at delta 0.001, for one patient. It bounds what everything \
 released, taken together, can tell anybody about whether one patient's data were used or not.
 
     Source:
