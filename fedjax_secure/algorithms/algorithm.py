@@ -50,6 +50,8 @@ class Algorithm(NamedTuple):
         bind: ``(num_clients, denominator) -> Algorithm``: the same algorithm for a federation of
             that many clients whose sums are divided by that constant; None where it depends on
             neither. See `for_federation`.
+        record_bounds: ``[records]``, by row number in the dataset: the norm to which each record's
+            own gradient is clipped before the chain has it; None for no such bounds.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Algorithm(NamedTuple):
     stale_versions: int = 0
     cohort_weights: bool = False
     bind: Callable[[int, float], Algorithm] | None = None
+    record_bounds: np.ndarray | None = None
 
     def for_federation(self, num_clients: int, denominator: float) -> Algorithm:
         """The algorithm as it runs in one federation; whoever runs rounds calls this first.

@@ -67,6 +67,11 @@ def check_parts(where: str, model: Any, data: Any, algorithm: Any, aggregation: 
             raise SpecError(where, need=f"{name}, as {example} gives", found=f"{part!r}"[:100],
                             fix="Give the model first, and then the data." if swapped else
                             "Call the function that makes it.")
+    bounds = algorithm.record_bounds
+    if bounds is not None and len(bounds) != len(data.y):
+        raise SpecError(where, need=f"a bound for each of {len(data.y)} training records",
+                        found=f"{len(bounds)} record_bounds",
+                        fix="Assign groups to the training records of this dataset.")
 
 
 def denominator_of(algorithm: Algorithm, selection: Selection, data: FederatedDataset,
@@ -113,6 +118,11 @@ class Rounds:
     ):
         self.model, self.data, self.algorithm = model, data, algorithm
         self.aggregation, self.selection, self.source = aggregation, selection, source
+        if not algorithm.one_step and any(stage.record_clip for stage in aggregation.stages):
+            raise SpecError(
+                "clip(method='ghost')", need="an algorithm of one step a round at the global model",
+                found=f"{algorithm.name}, whose clients take several steps",
+                fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
         self.work = algorithm.work(model, aggregation)
         widest = max(self.work.width, self.work.state_size)
         self.room = chunk_size(chunk_clients, data.num_clients, widest)

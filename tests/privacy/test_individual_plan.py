@@ -318,6 +318,49 @@ def test_a_federation_charges_each_group_its_own_and_resumes(hospitals, plan, tm
         assert second.spec.denominator == pytest.approx(plan.mean_rate * len(hospitals[0].y))
 
 
+def test_a_federation_clips_each_group_to_its_own_bound(hospitals, tmp_path):
+    data, groups = hospitals
+    plan, model = scale(TARGETS, **SETTING), fs.models.logistic_regression(data)
+    widest = max(plan.l2_bounds(mean=1.0).values())
+    bounds = plan.record_bounds(groups, l2_bound=widest, scale=2.0**12, dim=model.dim)
+    assert bounds[groups == 1] == pytest.approx(widest)
+    assert bounds[groups == 0] == pytest.approx(plan.groups[0].l2_share * widest, rel=0.02)
+
+    def run(folder, record_bounds):
+        budget = IndividualBudget.open(data.population_fingerprint, data.unit, plan, groups=groups,
+                                       label="simulation", folder=folder / "budget")
+        return fs.Federation(
+            model, data, fs.algorithms.fed_sgd(optax.sgd(0.5), record_bounds=record_bounds),
+            fs.chain(fs.privacy.clip(widest, unit="record"),
+                     fs.privacy.quantise(bits=26, scale=2.0**12),
+                     fs.privacy.discrete_gaussian(plan.noise_multiplier, missing_shares=1)),
+            selection=fs.selection.poisson_records(0.1), budget=budget, folder=folder / "run",
+            seed=0)
+
+    with run(tmp_path / "right", bounds) as federation:
+        for _, record in federation.run(federation.init(), rounds=12):
+            pass
+        for name, target in TARGETS.items():
+            assert target * (1 - 1e-3) < record.dp["groups"][name]["epsilon"] <= target
+    for wrong in (None, bounds * np.float32(1.001), np.full_like(bounds, widest)):
+        with pytest.raises(BudgetError, match="its own bound"):
+            run(tmp_path / "wrong", wrong)
+    with pytest.raises(SpecError, match="a bound for each"):
+        run(tmp_path / "wrong", bounds[1:])
+
+
+def test_a_record_of_any_direction_stays_within_its_groups_integers():
+    """The rounding's own worst case, by 2,000 random gradients of 33 values."""
+    plan = scale(TARGETS, **SETTING)
+    bounds = plan.record_bounds([0, 1], l2_bound=2.0, scale=512.0, dim=33)
+    random = np.random.default_rng(5)
+    directions = random.normal(size=(2000, 33))
+    scaled = directions / np.linalg.norm(directions, axis=1)[:, None] * bounds[0] * 512.0
+    away = np.sign(scaled) * np.ceil(np.abs(scaled))  # farther than any rounding
+    allowed = plan.groups[0].l2_share * fs.privacy.rounded_l2_bound(2.0 * 512.0, 33)
+    assert 0.95 * allowed < np.linalg.norm(away, axis=1).max() <= allowed
+
+
 def test_a_federation_that_draws_others_than_it_charges_is_refused(hospitals, plan, tmp_path):
     data, groups = hospitals
     for selection in (

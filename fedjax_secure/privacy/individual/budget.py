@@ -14,7 +14,7 @@ from fedjax_secure.core.errors import BudgetError, SpecError
 
 from ..accounting import Adjacency, Spend
 from ..budget import Budget, BudgetEntry, _file_name, _since_reset
-from .plan import IndividualPlan
+from .plan import IndividualPlan, integer_norm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,15 +197,21 @@ class IndividualBudget:
         for part in self._parts.values():
             part.reset(reason=reason, by=by)
 
-    def require_drawn_by(self, groups: Any, rates: Sequence[float] | None, *,
-                         l2_shares: Sequence[float] | None = None) -> None:
+    def require_drawn_by(
+        self, groups: Any, rates: Sequence[float] | None, *,
+        record_bounds: np.ndarray | None = None, unit_l2: float | None = None,
+        scale: float = 1.0, dim: int = 1,
+    ) -> None:
         """Refuses a federation whose rounds treat people otherwise than this budget charges them.
 
         Args:
             groups: ``[people]``, the groups' numbers by which a selection draws; None: it draws
                 everyone alike.
             rates: by which it draws each group; None likewise.
-            l2_shares: each group's clipping bound over the widest; None: everyone's is the same.
+            record_bounds: ``[people]``, the norm that each record is clipped to before it is
+                rounded; None: everyone's is the chain's.
+            unit_l2, scale, dim: of the chain: the widest norm of integers, which the noise is
+                measured by; integer units per model unit; values of an update.
 
         Raises:
             BudgetError: they differ from this budget's.
@@ -220,12 +226,20 @@ class IndividualBudget:
                 else "one that draws everyone alike",
                 fix="Use fs.selection.poisson_records_by_group(groups, plan.sampling_rates, "
                 "mean_rate=plan.mean_rate) with the groups that this budget was opened with.")
-        clipped = tuple(l2_shares or (1.0,) * len(planned))
-        if any(found > group.l2_share * (1 + 1e-9)
-               for found, group in zip(clipped, self.plan.groups, strict=True)):
-            raise BudgetError(
-                "an individual budget", need="each group clipped to its own bound, as its plan has "
-                "it", found="wider bounds", fix="Use individual.sample(...), or clip by group.")
+        for number, group in enumerate(self.plan.groups):
+            members = self.groups == number
+            if group.l2_share == 1.0 or not members.any():
+                continue
+            clipped = (record_bounds is not None and len(record_bounds) == len(self.groups)
+                       and unit_l2 is not None and integer_norm(
+                           float(np.max(record_bounds[members])), scale, dim)
+                       <= group.l2_share * unit_l2 * (1 + 1e-9))
+            if not clipped:
+                raise BudgetError(
+                    "an individual budget", need=f"group {group.name!r} clipped to its own bound, "
+                    "record by record, as the plan has it", found="a wider bound",
+                    fix="Use fs.algorithms.fed_sgd(..., record_bounds=plan.record_bounds(...)) and "
+                    "the default clip(..., unit='record'), or a plan of individual.sample(...).")
 
     # -- what people ask ----------------------------------------------------------------------
 

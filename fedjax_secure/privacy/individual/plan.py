@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 
 from ..accounting import Spend, calibrate, compose
 from ..accounting.arguments import is_count, is_positive, require, require_dp_delta
+from ..quantise import rounded_l2_bound
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ _MOST_GROUPS = 64
 _SLACK = 1e-9  # above what the noise of summed integer shares adds to epsilon in a round
 _GOAL = 1.0 - 5e-5  # targets are met within a part in ten thousand, always from below
 _LOWEST_LOG_RATE = math.log(1e-7)
+_FLOAT_SLACK = 1 + 2e-5  # by which float32 may leave a gradient longer than its bound
 _LEAST_SHARE = 0.05  # of a planned rate: who could only be drawn more seldom has nothing left
 
 
@@ -95,6 +97,36 @@ class IndividualPlan:
                 "Give the norm that a uniform run would clip to.")
         scale = mean / math.fsum(group.share * group.l2_share for group in self.groups)
         return {group.name: scale * group.l2_share for group in self.groups}
+
+    def record_bounds(self, groups: Sequence[int] | np.ndarray, *, l2_bound: float, scale: float,
+                      dim: int) -> np.ndarray:
+        """The norm to which each record's gradient is clipped, for ``fed_sgd(record_bounds=...)``.
+
+        Guarantees:
+            A gradient of this norm, rounded to integers, is no longer than the group's share of
+            the norm that the widest group's integers keep: rounding moves each of ``dim`` values
+            by less than one unit, so the norm by less than sqrt(dim).
+
+        Args:
+            groups: ``[records]``, the number of each record's group.
+            l2_bound: of the chain's ``clip(...)``: the widest group's, in model units.
+            scale: of the chain's ``quantise(..., scale=...)``.
+            dim: values of an update, ``model.dim``.
+
+        Returns:
+            float32 [records].
+
+        Raises:
+            SpecError: a group's bound vanishes beside the rounding.
+        """
+        widest, bounds = rounded_l2_bound(l2_bound * scale, dim), []
+        for group in self.groups:
+            norm = (group.l2_share * widest - math.sqrt(dim)) / (scale * _FLOAT_SLACK)
+            bound = l2_bound if group.l2_share == 1 else min(norm, l2_bound)
+            require(bound > 0, "record_bounds", "bounds above the rounding's own length",
+                    f"none for {group.name!r}", "Raise quantise(scale=...).")
+            bounds.append(np.nextafter(np.float32(bound), np.float32(0)))
+        return np.array(bounds, np.float32)[np.asarray(groups)]
 
     def spends(self, round_spend: Spend) -> dict[str, Spend]:
         """What a round costs each group, from what it costs the one that it costs most.
@@ -281,6 +313,11 @@ def scale(
     least = min(multipliers)
     return _plan("scale", names, target_epsilons, weights, [float(sampling_rate)] * len(names),
                  [least / multiplier for multiplier in multipliers], least, rounds, dp_delta)
+
+
+def integer_norm(bound: float, scale: float, dim: int) -> float:
+    """The longest that a gradient clipped to ``bound`` in float32 can be on the integers."""
+    return bound * scale * _FLOAT_SLACK + math.sqrt(dim)
 
 
 def _plan(method: Method, names: list[str], targets: Mapping[str, float], weights: list[float],

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...core import Spec
 from ...privacy.individual import IndividualBudget
 from ...selection import Selection
 
 
-def require_individual(spec: Spec, selection: Selection, budget: Any) -> None:
+def require_individual(spec: Spec, record_bounds: np.ndarray | None, selection: Selection,
+                       budget: Any) -> None:
     """Refuse a federation whose rounds treat people otherwise than its budget charges them.
 
     Any other budget charges everyone for the largest rate and the widest bound, which covers all.
+
+    Args:
+        spec: of the chain.
+        record_bounds: to which each record's gradient is clipped before the chain has it.
+        selection: who is drawn.
+        budget: of the federation.
 
     Raises:
         BudgetError: other groups, rates or clipping bounds than the budget's plan.
@@ -20,7 +29,9 @@ def require_individual(spec: Spec, selection: Selection, budget: Any) -> None:
     if spec.mechanism is not None and isinstance(budget, IndividualBudget):
         drawn = selection.by_group
         budget.require_drawn_by(
-            None if drawn is None else drawn.groups, None if drawn is None else drawn.rates)
+            None if drawn is None else drawn.groups, None if drawn is None else drawn.rates,
+            record_bounds=None if spec.float_sum_error > 0 else record_bounds,
+            unit_l2=spec.unit_l2, scale=spec.scale, dim=spec.dim)
 
 
 def individual_figures(budget: Any) -> dict[str, Any]:
