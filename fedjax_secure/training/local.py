@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_secure.core.stage import all_finite
 from fedjax_secure.training.contracts import (
     Batch,
     ClientResult,
@@ -169,7 +170,8 @@ def record_sums(
 
     def finish(shared, own, state, carry, done):
         total, bad = carry
-        return ClientResult(total, nonfinite=bad)
+        overflow = ~all_finite(total) & (bad == 0)  # finite records whose sum is not
+        return ClientResult(total, nonfinite=bad + overflow.astype(jnp.int32))
 
     phases = (Phase(step, partial=False),)
     return ClientWork("record_sums", width, start, phases, finish, batch_size=1)
