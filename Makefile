@@ -12,7 +12,7 @@ FAST := not slow and not browser and not network and not gpu_compile
 export PYTHONPATH :=
 JOBS := 2
 
-.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he bench-engine bench-published bench-round gpu-compile bench-kernels
+.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he bench-engine bench-published bench-dp bench-round gpu-compile bench-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
@@ -67,6 +67,9 @@ bench-engine: setup-dev ## rounds beside FedJAX, pfl and Flower, into docs/bench
 
 bench-published: setup-dev ## published comparisons, run again, into docs/benchmarks; ARGS=--quick
 	@$(VENV)/python tests/bench/bench_published.py $(ARGS)
+
+bench-dp: setup-dev ## clipping, noise and DP-SGD beside peers, into docs/benchmarks; ARGS=--quick
+	@$(VENV)/python tests/bench/bench_dp.py $(ARGS)
 
 lock: ## resolve the dependencies anew (needs uv)
 	@scripts/lock.sh
