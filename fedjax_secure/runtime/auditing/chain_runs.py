@@ -25,8 +25,9 @@ from .claims import (
 
 Background = Literal["silent", "opposed"]
 
-#: A canary's length before clipping, in clipping bounds.
-GAIN = 1000.0
+#: A canary's length before clipping, in clipping bounds: enough to show a bound that is not kept,
+#: and not so long that it would wrap around the ring and come back as something else.
+GAIN = 4.0
 
 
 class CanaryScores(NamedTuple):

@@ -27,6 +27,7 @@ from ...privacy.audit import AuditResult
 from ...selection import Candidates, Selection
 from ..federation import Federation
 from ..simulation import Simulation
+from .chain_runs import GAIN
 from .claims import (
     log_likelihood_ratio,
     one_run_result,
@@ -39,9 +40,9 @@ Canary = Literal["gradient", "mislabelled"]
 View = Literal["white_box", "black_box"]
 Background = Literal["real", "silent", "opposed"]
 
-#: Length of a crafted gradient in clipping bounds: of one record's, and of one step of a client,
-#: whose learning rate shortens it.
-_RECORD_GAIN, _CLIENT_GAIN = 1e3, 1e6
+#: Length of a crafted gradient in clipping bounds: of one record's (see `chain_runs.GAIN`), and of
+#: one step of a client, whose learning rate shortens it.
+_RECORD_GAIN, _CLIENT_GAIN = GAIN, 1e6
 _MOST_CANARIES = 5000
 
 
@@ -183,8 +184,7 @@ def _plant(data: FederatedDataset, spec: Spec, secrets: Source, canaries: int | 
     if not whole or not 1 <= canaries <= most:
         raise SpecError("an audit", need=f"1 to {most} canaries: there are {population} units and "
                         f"{dim} values", found=repr(canaries), fix="Leave canaries out.")
-    order = np.argsort(host_words(secrets.key("audit places"), population), kind="stable")
-    units = np.sort(order[:canaries]).astype(np.int64)
+    units = np.arange(canaries) * population // canaries  # evenly over all clients, and public
     included = (host_words(secrets.key("audit coins"), canaries) >> 31).astype(bool)
     places = np.arange(canaries) * dim // canaries
     # what each unit does: a canary's number, or -1
