@@ -131,6 +131,7 @@ class Simulation:
         spec = Spec(
             dim=self.rounds.dim, num_clients=selection.most_clients(data.num_clients),
             num_records=len(data.y),
+            client_records=int(np.diff(data.offsets).max()),
             denominator=denominator,
             sampling=selection.sampling, mode=self.source.mode, unit_name=data.unit,
             client_name=data.client_unit, aggregator="semi-honest")

@@ -27,8 +27,7 @@ def planned_chain(rounds: Rounds, *, min_clients: int | None, denominator: float
     """
     _check_aggregator(rounds, aggregator, ledger)
     algorithm, selection, data = rounds.algorithm, rounds.selection, rounds.data
-    of_records = any(stage.record_clip for stage in rounds.aggregation.stages)
-    if (of_records or rounds.aggregation.num_record_stages) and not algorithm.one_step:
+    if rounds.aggregation.num_record_stages and not algorithm.one_step:
         raise SpecError(
             "clip(unit='record')", need="an algorithm of one step a round at the global model",
             found=f"{algorithm.name}, whose clients take several steps",
