@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from dp_accounting.rdp import rdp_privacy_accountant
@@ -120,7 +120,8 @@ def _composed_renyi(groups: tuple[_Group, ...]) -> Callable[[float], float]:
         left = (dp_delta - failure) / (1.0 - failure)
         if left <= 0:
             return math.inf
-        return float(rdp_privacy_accountant.compute_epsilon(ORDERS, divergence, left)[0])
+        return float(rdp_privacy_accountant.compute_epsilon(
+            ORDERS, divergence.tolist(), left)[0])
 
     return epsilon
 
@@ -330,10 +331,12 @@ def delta_profile(
     inner = epsilons - 2.0 * log_ratio
     known = np.maximum(inner, 0.0)
     if chosen == "pld":
-        exact = _composed_loss(groups, _interval(groups)).get_delta_for_epsilon(known.ravel())
+        loss = _composed_loss(groups, _interval(groups))
+        exact = np.asarray(loss.get_delta_for_epsilon(cast("Sequence[float]", known.ravel())))
     else:
         divergence, failure = _summed_renyi(groups)
-        exact = np.array([rdp_privacy_accountant.compute_delta(ORDERS, divergence, value)[0]
+        curve = divergence.tolist()
+        exact = np.array([rdp_privacy_accountant.compute_delta(ORDERS, curve, value)[0]
                           for value in known.ravel()])
         exact = failure + (1.0 - failure) * exact
     exact = np.where(inner < 0, 1.0, np.reshape(exact, epsilons.shape))

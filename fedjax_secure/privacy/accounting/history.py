@@ -93,7 +93,7 @@ def spent(
             f"({len(bare)} of {len(rounds)} rounds)",
             "What these rounds told of the same data has no bound, and then nothing has. Leave "
             "them out only if they touched other data.")
-    dp_delta = _one(rounds, "dp_delta", where, dp_delta)
+    at = float(_one(rounds, "dp_delta", where, dp_delta))
     label = _one(rounds, "label", where, None)
     runs = tuple(dict.fromkeys(run for run, _ in rounds))
     require(releases is None or len(runs) <= 1, where, "one run, for the releases of its rounds",
@@ -115,7 +115,7 @@ def spent(
             paid = max(by_then, paid + 1)
             spends.append(dataclasses.replace(one, count=one.count * times))
             count += times
-    result = total(spends, dp_delta, accountant=accountant, where=where)
+    result = total(spends, at, accountant=accountant, where=where)
     notes = (f"The records of {early} rounds are of an early version, which did not keep the slack "
              "of discrete noise; it is not included.",) if early else ()
     return Spent(**vars(result), runs=runs, rounds=len(rounds), releases=count, label=label,
@@ -126,18 +126,17 @@ def _by_run(history: Iterable[Any], where: str) -> dict[tuple[str, int], Mapping
     """Each round's figures, in the order of rounds, runs as they come first."""
     found: dict[tuple[str, int], Mapping[str, Any]] = {}
     for record in history:
-        fields = record if isinstance(record, Mapping) else {
-            name: getattr(record, name, None) for name in ("run", "round", "dp")}
-        run, number, dp = fields.get("run"), fields.get("round"), fields.get("dp")
+        run, number, dp = (record.get(name) if isinstance(record, Mapping) else
+                           getattr(record, name, None) for name in ("run", "round", "dp"))
         require(isinstance(run, str) and is_count(number) and isinstance(dp, Mapping), where,
                 "round records, with run, round and dp",
                 f"{type(record).__name__} with run={run!r}, round={number!r}",
                 "Give federation.records, or RoundRecord.from_json(line) of stored lines. "
                 "Spend objects go to fs.privacy.compose(...).")
-        if (run, number) in found and found[run, number] != dp:
+        assert isinstance(run, str) and isinstance(number, int) and isinstance(dp, Mapping)
+        if found.setdefault((run, number), dp) != dp:
             raise SpecError(where, need=f"one record of run {run}, round {number}",
                             found="two that differ", fix="Find out which of them is true.")
-        found[run, number] = dp
     runs = list(dict.fromkeys(run for run, _ in found))
     return {key: found[key] for key in sorted(found, key=lambda key: (runs.index(key[0]), key[1]))}
 

@@ -35,6 +35,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -127,19 +128,20 @@ def loss_variance(step: Spend) -> float:
 
 def _gaussian_loss(step: Spend, interval: float) -> Pld:
     assert step.noise_multiplier is not None
-    common = {"value_discretization_interval": interval}
     rate, multiplier = step.sampling_rate, step.noise_multiplier
     if rate == 1 or step.sampling == "poisson":
         return privacy_loss_distribution.from_gaussian_mechanism(
             multiplier, sampling_prob=rate, neighboring_relation=RELATIONS[step.adjacency],
-            **common)
+            value_discretization_interval=interval)
     if step.sampling == "truncated_poisson":
+        assert step.population is not None and step.largest_cohort is not None
         return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
             step.population, rate, step.largest_cohort, multiplier,
-            neighboring_relation=RELATIONS[step.adjacency], **common)
+            neighboring_relation=RELATIONS[step.adjacency],
+            value_discretization_interval=interval)
     if step.adjacency == "add_remove":
         return privacy_loss_distribution.from_gaussian_mechanism(
-            multiplier / 2, sampling_prob=rate, **common)
+            multiplier / 2, sampling_prob=rate, value_discretization_interval=interval)
     return _symmetric_loss(
         lambda epsilon: _mixture_profile(epsilon, rate, 2 / multiplier),
         _mixture_loss(rate, 2 / multiplier), interval)
@@ -153,7 +155,8 @@ def _mixture_profile(epsilon: Curve, rate: float, shift: float) -> Curve:
         np.log1p(np.expm1(np.where(large, 0.0, epsilon)) / rate))
     first = special.log_ndtr(shift / 2 - inner / shift)
     second = inner + special.log_ndtr(-shift / 2 - inner / shift)
-    return rate * np.exp(first) * np.maximum(-np.expm1(np.minimum(second - first, 0.0)), 0.0)
+    gap = -np.expm1(np.minimum(second - first, 0.0))
+    return np.asarray(rate * np.exp(first) * np.maximum(gap, 0.0), np.float64)
 
 
 def _mixture_loss(rate: float, shift: float) -> float:
@@ -165,7 +168,7 @@ def _mixture_loss(rate: float, shift: float) -> float:
 def _symmetric_loss(profile: Callable[[Curve], Curve], largest: float, interval: float) -> Pld:
     """The distribution of a profile given at epsilon >= 0, mirrored below (see the module)."""
     reach = math.ceil(largest / interval)
-    above = profile(np.arange(reach + 1) * interval)
+    above = profile(np.arange(reach + 1, dtype=np.float64) * interval)
     negative = -np.arange(reach, 0, -1) * interval
     below = -np.expm1(negative) + np.exp(negative) * above[:0:-1]
     return Pld(pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
@@ -187,11 +190,13 @@ def _gaussian_renyi(step: Spend, orders: Curve) -> Renyi:
     relation = "add_remove"
     if rate < 1 and step.adjacency == "replace_one":
         # Wang, Balle, Kasiviswanathan 2019, Theorem 27: only the ratio of the sizes matters.
-        event = dp_accounting.SampledWithoutReplacementDpEvent(1.0, rate, event)
+        sizes = Fraction(rate)  # exactly
+        event = dp_accounting.SampledWithoutReplacementDpEvent(
+            sizes.denominator, sizes.numerator, event)
         relation = "replace_one"
     elif rate < 1:
         event = dp_accounting.PoissonSampledDpEvent(rate, event)
-    accountant = RdpAccountant(orders, RELATIONS[relation])
+    accountant = RdpAccountant(orders.tolist(), RELATIONS[relation])
     with _quietly():
         return Renyi(accountant.compose(event).rdp)
 

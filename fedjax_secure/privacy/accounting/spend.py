@@ -185,10 +185,12 @@ class Spend:
         """
         if self.kind != "gaussian" or (self.sampling == "fixed_size" and self.sampling_rate < 1):
             return None
+        assert self.noise_multiplier is not None
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         if self.sampling_rate < 1:
             event = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, event)
             if self.sampling == "truncated_poisson":
+                assert self.population is not None and self.largest_cohort is not None
                 event = dp_accounting.TruncatedSubsampledGaussianDpEvent(
                     self.population, self.sampling_rate, self.largest_cohort,
                     self.noise_multiplier)
@@ -220,6 +222,7 @@ class Spend:
 def _pairs(kind: str, given: Mapping[str, float] | Iterable[tuple[str, float]],
            ) -> tuple[tuple[str, float], ...]:
     where, wanted = f"Spend of kind {kind!r}", PARAMETERS[kind]
+    found: dict[str, Any]
     try:
         found = dict(given)
     except (TypeError, ValueError):
