@@ -229,6 +229,10 @@ def _before_chain(spec: Spec) -> Spec:
 def _check(spec: Spec, canaries: int, runs: int, rounds: int, missing: int,
            background: str) -> None:
     require_auditable("audit_chain", spec)
+    if spec.mechanism is not None and spec.mechanism.schedule:
+        raise SpecError("audit_chain", need="noise that is drawn anew in every round",
+                        found="noise that was planned for a whole run",
+                        fix="Use fs.audit(...), which runs the rounds one after the other.")
     units = spec.num_records if spec.unit == "record" else spec.num_clients
     most = min(spec.dim, units // (2 if background == "opposed" else 1))
     checks = (

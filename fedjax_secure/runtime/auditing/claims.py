@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from ...privacy.audit import (
     runs_bound,
     runs_gaussian_epsilon,
 )
+from ..terms.spending import cost_of
 
 
 def without_opener(aggregation: Aggregation) -> Aggregation:
@@ -47,16 +49,22 @@ def require_auditable(where: str, spec: Spec) -> None:
 
 
 def claimed_epsilon(spec: Spec, rounds: int, dp_delta: float) -> float:
-    """Epsilon of so many rounds of a planned chain; infinity where it adds no noise."""
+    """Epsilon of so many rounds of a planned chain; infinity where it adds no noise.
+
+    Raises:
+        SpecError: more rounds than a run was planned for.
+    """
     mechanism = spec.mechanism
     if mechanism is None or spec.sampling is None:
         return math.inf
     kind = {} if mechanism.kind == "gaussian" else {
         "kind": mechanism.kind, "parameters": mechanism.parameters}
-    return compose([Spend(
+    one = Spend(
         noise_multiplier=mechanism.noise_multiplier, sampling_rate=spec.sampling_rate,
-        unit=unit_of(spec), count=rounds, log_ratio=mechanism.log_ratio,
-        total_variation=mechanism.total_variation, **kind)], dp_delta)
+        unit=unit_of(spec), log_ratio=mechanism.log_ratio,
+        total_variation=mechanism.total_variation, **kind)
+    one, count = cost_of(one, mechanism, range(1, rounds + 1))
+    return compose([dataclasses.replace(one, count=count)], dp_delta)
 
 
 def unit_of(spec: Spec) -> str:

@@ -29,6 +29,7 @@ from ..federation import Federation
 from ..simulation import Simulation
 from .chain_runs import GAIN
 from .claims import (
+    claimed_epsilon,
     log_likelihood_ratio,
     one_run_result,
     require_auditable,
@@ -133,6 +134,7 @@ def audit(
     spec = run.spec
     background = background or ("silent" if canary == "gradient" else "real")
     _check(spec, rounds, runs, canary, view, background)
+    claimed_epsilon(spec, rounds, dp_delta)  # refuses what has no claim before anything runs
     inside = run.rounds if isinstance(run, Simulation) else run
     aggregation, selection = without_opener(inside.aggregation), inside.selection
     scores, included = [], []
