@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from fedjax_secure.core import BudgetError, SpecError
 from fedjax_secure.privacy import Spend, compose
 from fedjax_secure.privacy.accounting import renyi_of
-from fedjax_secure.privacy.individual import RenyiFilter, RoundCost, best_order, concentration_for
+from fedjax_secure.privacy.individual import (
+    FilteredSum,
+    RenyiFilter,
+    RoundCost,
+    best_order,
+    concentration_for,
+)
 
 DP_DELTA = 1e-3
 
@@ -236,3 +242,73 @@ def test_what_a_filter_refuses():
             RoundCost(**{"noise_stddev": 1.0, "largest_norm": 1.0, **wrong})
     with pytest.raises(BudgetError, match="account"):
         accounts.epsilon_of("c")
+
+
+# -- sums -----------------------------------------------------------------------------------------
+
+
+def sums(people: int = 3, **changes) -> FilteredSum:
+    return FilteredSum(**{
+        "persons": [str(place) for place in range(people)], "epsilons": 3.0, "dp_delta": 1e-5,
+        "l2_bound": 1.0, "dim": 4, "noise_multiplier": 20.0, **changes})
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_integers_are_within_what_each_person_has_left(data):
+    """Vectors of any length and direction, bounds of any size: exact squared norms."""
+    made = sums(people=2, scale=64.0)
+    size = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1e300, -1e-300])
+    vectors = np.array([[data.draw(size) for _ in range(4)] for _ in range(2)])
+    allowed = np.array([data.draw(st.integers(0, 66**2)) for _ in range(2)])
+    integers = made._rounded(vectors, allowed, bytes(range(32)))
+    assert np.all((integers**2).sum(axis=1) <= allowed)
+    lengths = np.array([math.hypot(*vector) for vector in vectors])
+    short = (lengths * 64 + 2 < np.sqrt(allowed) * (1 - 1e-9)) & (lengths <= 1)
+    assert np.all(np.abs(integers - vectors * 64)[short] < 1)
+
+
+def test_sums_are_unbiased_and_noise_is_as_wide_as_said():
+    """400 releases of equal vectors; means within 5.5 standard errors (false alarms 1e-6)."""
+    made = sums(epsilons=50.0, noise_multiplier=40.0)
+    vectors = np.array([[0.5, -0.5, 0.1, 0.0]] * 3)
+    keys = [bytes([number % 256, number // 256]) + bytes(30) for number in range(400)]
+    found = np.array([made.release("run", number, vectors, key=key)
+                      for number, key in enumerate(keys)])
+    spread = made.cost.noise_stddev / 1024.0
+    assert np.all(np.abs(found.mean(axis=0) - 3 * vectors[0]) < 5.5 * spread / 20)
+    assert found.std() == pytest.approx(spread, rel=0.1)
+    assert made.release("other", 0, vectors, key=keys[0]).tolist() == found[0].tolist()
+
+
+def test_who_is_spent_adds_nothing_and_others_go_on():
+    made = sums(people=2, epsilons=(0.3, 30.0), noise_multiplier=5.0, dim=1)
+    totals = [made.release("run", number, np.array([[1.0], [-1.0]])) for number in range(60)]
+    left = made.accounts.bounds(made.cost)
+    assert left[0] < 16 < left[1]  # only the data owner may look
+    assert made.accounts.epsilon_of("0") <= 0.3 < made.accounts.epsilon_of("1") <= 30.0
+    # The first person soon adds nothing, so the mean of the last 50 is about -1 (noise 5 / 7).
+    assert abs(np.mean(totals[10:]) + 1.0) < 5.5 * 5.0 / math.sqrt(50)
+
+
+def test_a_release_costs_a_public_budget_its_target():
+    made = sums(epsilons=(1.0, 1.0, 2.0))
+    spends = made.public_spends("patient", most_rounds=1000)
+    assert {target: compose([spend], 1e-5) for target, spend in spends.items()} == pytest.approx(
+        {1.0: 1.0, 2.0: 2.0}, rel=1e-6)
+
+
+def test_what_a_filtered_sum_refuses(tmp_path):
+    for wrong in ({"l2_bound": 0.0}, {"noise_multiplier": -1.0}, {"dim": 0}, {"scale": 1e9},
+                  {"scale": 1e-9, "noise_multiplier": 0.01}):
+        with pytest.raises(SpecError):
+            sums(**wrong)
+    made = sums(path=tmp_path / "accounts")
+    with pytest.raises(SpecError, match="shape"):
+        made.release("run", 1, np.zeros((2, 4)))
+    vectors = np.full((3, 4), np.nan)
+    vectors[0] = 0.25
+    assert np.isfinite(made.release("run", 1, vectors)).all()
+    assert made.accounts.epsilon_of("1") == 0.0 < made.accounts.epsilon_of("0")
+    with pytest.raises(BudgetError, match="on file"):
+        made.release("run", 1, np.full((3, 4), 0.4))
