@@ -354,6 +354,7 @@ class Releases:
         if self._first is None:
             key = self._source.key(AT_OPENING, round=round)
             return np.asarray(self._release(device_keys([key])[0], total))
+        total = np.asarray(total)  # wherever it lies: else the memory follows it, and recompiles
         before = self._before(round)
         if self._memory is None or self._done != round - 1:
             self._memory, nothing = self._first(total.shape[0]), np.zeros_like(total)

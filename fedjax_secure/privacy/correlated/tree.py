@@ -69,13 +69,16 @@ def tree(*, rounds: int, restart_every: int | None = None) -> Strategy:
 
         def close(h: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             right, left_nodes = found
-            children = waiting[h - 1] + right
-            apart = (draw(h) - children).astype(jnp.float32)
+            own, left = draw(h), waiting[jnp.maximum(h - 1, 0)]
+            children = left + right
+            apart = (own - children).astype(jnp.float32)
             own_part = jnp.round(jnp.asarray(weight, jnp.float32)[h] * apart).astype(jnp.int32)
-            return children + own_part, left_nodes + waiting[h - 1]
+            node = jnp.where(h == 0, own, children + own_part)
+            return node, jnp.where(h == 0, 0, left_nodes + left)
 
-        leaf = draw(jnp.int32(0))
-        closed, replaced = jax.lax.fori_loop(1, height + 1, close, (leaf, jnp.zeros_like(leaf)))
+        # One loop for leaf and nodes: what draws is compiled once.
+        nothing = jnp.zeros_like(waiting[0])
+        closed, replaced = jax.lax.fori_loop(0, height + 1, close, (nothing, nothing))
         # The total gains the closed node, and loses the nodes that it is made of.
         after = {"round": memory["round"] + 1, "waiting": waiting.at[height].set(closed)}
         return closed - replaced, after
