@@ -97,7 +97,7 @@ def runs_gaussian_epsilon(rates: Rates, *, dp_delta: float, confidence: float = 
 
     Example:
         >>> round(runs_gaussian_epsilon(Rates(900, 1000, 100, 1000), dp_delta=1e-5), 2)
-        11.94
+        12.2
 
     Source:
         Nasr et al. 2023, "Tight Auditing of Differentially Private Machine Learning", section on
@@ -126,7 +126,7 @@ def one_run_gaussian_epsilon(score: Tally, *, dp_delta: float, confidence: float
 
     Example:
         >>> round(one_run_gaussian_epsilon(Tally(1000, 100, 90), dp_delta=1e-5), 2)
-        4.08
+        2.46
 
     Source:
         Mahloujifar, Melis, Chaudhuri 2024, "Auditing f-Differential Privacy in One Run",

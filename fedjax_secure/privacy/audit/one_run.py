@@ -49,7 +49,7 @@ def one_run_p_value(score: Tally, *, epsilon: float, dp_delta: float) -> float:
 
     Example:
         >>> round(one_run_p_value(Tally(1000, 100, 90), epsilon=1.0, dp_delta=1e-5), 5)
-        0.00019
+        0.00084
 
     Source:
         Steinke, Nasr, Jagielski 2023, "Privacy Auditing with One (1) Training Run",
@@ -86,7 +86,7 @@ def one_run_epsilon(score: Tally, *, dp_delta: float, confidence: float = 0.95) 
 
     Example:
         >>> round(one_run_epsilon(Tally(1000, 100, 100), dp_delta=0.0), 3)  # all right, no delta
-        3.491
+        3.493
         >>> one_run_epsilon(Tally(1000, 100, 55), dp_delta=1e-5)
         0.0
 
@@ -131,7 +131,7 @@ def one_run_bound(
         >>> scores = np.arange(1000.0)
         >>> bound = one_run_bound(scores, scores >= 500, dp_delta=1e-5)
         >>> round(bound.epsilon, 2), bound.tally, bound.tried
-        (4.65, Tally(canaries=1000, guesses=1000, correct=1000), 8)
+        (5.19, Tally(canaries=1000, guesses=1000, correct=1000), 8)
     """
     check_confidence(confidence)
     counts = counts_ladder(len(np.asarray(scores))) if counts is None else tuple(counts)
