@@ -79,6 +79,7 @@ def test_an_honest_chain_is_not_refuted_and_the_bound_comes_near(unit):
     assert (result.unit, result.method, result.canaries) == (unit, "many runs", 1)
 
 
+@pytest.mark.slow
 def test_rounds_compose_and_sampling_amplifies():
     """An amplification that is claimed and not there would be caught: see the last line."""
     poisson = few(sampling=Sampling("poisson", 0.25, "client"))
