@@ -184,20 +184,28 @@ def test_layers_are_each_within_their_own_norm():
     state, spec = stage.init(Spec(dim=DIM, num_clients=8, num_records=8, denominator=8.0))
     vector = np.linspace(-3, 5, DIM).astype(np.float32)
     found = np.asarray(stage.client(state, None, vector), np.float64)
-    assert np.linalg.norm(found[:40]) == pytest.approx(0.4, rel=1e-6)
-    assert np.linalg.norm(found[40:]) == pytest.approx(2.0, rel=1e-6)
+    assert np.linalg.norm(found[:40]) == pytest.approx(0.4, rel=1e-5)
+    assert np.linalg.norm(found[40:]) == pytest.approx(2.0, rel=1e-5)
     assert spec.l2_bound == math.hypot(0.4, 2.0)
 
 
 @settings(max_examples=60, deadline=None)
 @given(length=lengths, bound=st.sampled_from([1e-12, 1e-3, 1.5, 1e12]))
-def test_float_norms_keep_the_stated_error(length, bound):
+def test_float_norms_are_never_above_the_bound(length, bound):
     vector = _vector(length, DIM, 3)
     found = np.asarray(scaled_down(vector, bound), np.float64)
-    assert np.linalg.norm(found) <= bound * (1 + (DIM + 7) / 2**25)
+    assert np.linalg.norm(found) <= bound
     exact = np.linalg.norm(vector.astype(np.float64))
     if exact > 1e-30:
         assert np.linalg.norm(found) >= min(exact, bound) * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("dim", [1, 10_007, 524_287])
+def test_awkward_numbers_of_values_are_clipped_and_not_lost(dim):
+    # Primes: there is no way to add them up in equal parts.
+    vector = np.random.default_rng(dim).normal(size=dim).astype(np.float32)
+    found = np.asarray(scaled_down(vector * 1e20, 2.0), np.float64)
+    assert 2.0 * (1 - 2e-4) < np.linalg.norm(found) <= 2.0
 
 
 # -- what adaptive clipping learns -----------------------------------------------------------------

@@ -64,8 +64,8 @@ def clip_layers(model: Layered, *, total: float | None = None,
         ``linf_bound``.
 
     Guarantees:
-        In exact arithmetic each layer's norm is at most its own, so the whole vector's is at most
-        ``l2_bound``. In float32 as for `clip`; what is accounted is what ``quantise`` checks.
+        Each layer's norm is at most its own, so the whole vector's is at most ``l2_bound``. What is
+        accounted is what ``quantise`` checks on the integers.
 
     Raises:
         SpecError: both or neither of ``total`` and ``bounds``, layers that are missing or unknown,

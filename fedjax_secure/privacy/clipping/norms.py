@@ -5,56 +5,54 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_kernels import clip as kernel
+
 from ...core import Spec
 from ...core.stage import need
 
-#: The bounds for which float32 squares neither vanish nor overflow in :func:`scaled_down`.
+#: The bounds for which float32 squares neither vanish nor overflow.
 SMALLEST_BOUND, LARGEST_BOUND = 1e-12, 1e12
-_SHRINK = 2.0**-80  # the square of the largest float32 times this is 2^96: 2^31 of them fit
+_LARGEST_SLACK = 1e-4
+_PADDING = 1024
 
 
 def scaled_down(value: jax.Array, l2_bound: jax.Array | float) -> jax.Array:
     """A vector, scaled down to a norm where it is longer.
-
-    The sum of squares of a vector longer than 1.8e19 is infinite in float32. Its norm is taken
-    of the vector times 2^-80 instead, in a branch that is entered only then.
 
     Args:
         value: float32 [dim], finite.
         l2_bound: from 1e-12 to 1e12; may be traced.
 
     Returns:
-        float32 [dim]. Its norm is at most ``l2_bound (1 + (dim + 7) / 2^25)``: a sum of dim
-        squares has a relative error of at most dim units in the last place (2^-24), of which the
-        square root leaves half; 7 more half units cover the square root, division and products.
+        float32 [dim], whose norm is at most ``l2_bound`` in exact arithmetic: the kernel scales to
+        a little less, by a proved bound on what float32 does. That bound is small for a number of
+        values that has a divisor near its root; others are padded with zeros first.
 
     Example:
-        >>> scaled_down(jnp.array([3e30, -4e30]), 10.0).tolist()
+        >>> [round(x, 4) for x in scaled_down(jnp.array([3e30, -4e30]), 10.0).tolist()]
         [6.0, -8.0]
         >>> scaled_down(jnp.array([0.6, 0.8]), 10.0).tolist() == jnp.array([0.6, 0.8]).tolist()
         True
     """
-    bound = jnp.asarray(l2_bound, jnp.float32)
-    square = jnp.sum(jnp.square(value))
-
-    def huge() -> jax.Array:
-        shrunk = value * jnp.float32(_SHRINK)
-        return shrunk * (bound / jnp.sqrt(jnp.sum(jnp.square(shrunk))))
-
-    def usual() -> jax.Array:
-        return value * jnp.minimum(1.0, bound / jnp.maximum(jnp.sqrt(square), 1e-30))
-
-    return jax.lax.cond(jnp.isfinite(square), usual, huge)
+    return _clipped(value, l2_bound)[0]
 
 
 def is_within(value: jax.Array, l2_bound: jax.Array | float) -> jax.Array:
-    """Whether :func:`scaled_down` leaves a vector as it is; a bool.
+    """Whether a vector's norm is at most a bound, to the accuracy of float32; a bool.
 
     Example:
         >>> bool(is_within(jnp.array([3.0, 4.0]), 5.0)), bool(is_within(jnp.array([3e30]), 1e12))
         (True, False)
     """
-    return jnp.sqrt(jnp.sum(jnp.square(value))) <= jnp.asarray(l2_bound, jnp.float32)
+    return _clipped(value, l2_bound)[1] <= jnp.asarray(l2_bound, jnp.float32)
+
+
+def _clipped(value: jax.Array, l2_bound: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    dim = value.shape[0]
+    if kernel.norm_slack(dim) > _LARGEST_SLACK:
+        value = jnp.pad(value, (0, -dim % _PADDING))
+    found = kernel.clip_rows(value.astype(jnp.float32), jnp.asarray(l2_bound, jnp.float32))
+    return found.rows[:dim], found.norms
 
 
 def need_bound(stage: str, name: str, bound: object) -> None:

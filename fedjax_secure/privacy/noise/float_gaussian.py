@@ -72,7 +72,8 @@ def gaussian(noise_multiplier: float, *, missing_shares: int = 0,
              "Put clip(...) before it.")
         assert spec.l2_bound is not None
         draws = draws_of(_NAME, spec, trust, missing_shares)
-        bound = spec.l2_bound * (1.0 + (spec.dim + 7) / 2.0**25)  # what float32 clipping keeps
+        # Room for what float32 rounds after clipping, a rotation at the most.
+        bound = spec.l2_bound * (1.0 + (spec.dim + 1024) / 2.0**25)
         stddev = noise_multiplier * bound / math.sqrt(draws.counted)
         mechanism = Mechanism(
             noise_multiplier=float(noise_multiplier), log_ratio=0.0, total_variation=0.0,

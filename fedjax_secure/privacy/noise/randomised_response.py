@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_kernels import randomised_response as kernel
+
 from ...core import Mechanism, Spec, Stage, Static, Stream
 from ...core.ring import centre
 from ...core.stage import need
 from .placing import Draws, noised
 
 _NAME = "randomised_response"
-_MOST_CHOICES = 1 << 16
-_WORD = 1 << 32
+_LARGEST_EPSILON = 30.0
+_MOST_CHOICES = 1 << 16  # of the kernel
 
 
 def randomised_response(epsilon: float) -> Stage:
@@ -37,11 +39,8 @@ def randomised_response(epsilon: float) -> Stage:
 
     Guarantees:
         Each message is epsilon-differentially private for its client's vote (adjacency: replaced
-        by any other), against anyone who reads it. With m = dim - 1, T the integer below
-        :math:`2^{32}p` and :math:`w = \lfloor 2^{32}/m\rfloor`, a vote is sent with probability
-        exactly :math:`T/2^{32}`, and any other with at least :math:`(1 - T/2^{32})\,w/2^{32}`,
-        so the largest ratio is :math:`T/((2^{32} - T)\,w/2^{32})`. T is the largest integer for
-        which this is at most :math:`e^\epsilon`.
+        by any other), against anyone who reads it. Probabilities are integers over 2^128, drawn
+        from a keystream without any rounding; what they guarantee is what is accounted.
 
     Raises:
         SpecError: an epsilon that is not positive or is too small to tell votes apart, values that
@@ -60,8 +59,9 @@ def randomised_response(epsilon: float) -> Stage:
         estimation under local privacy", section 3 (k-ary randomised response, its estimate).
     """
     number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
-    need(number and math.isfinite(epsilon) and 0 < epsilon <= 20, _NAME,
-         "an epsilon above 0 and up to 20", f"epsilon={epsilon!r}", "Give 1.0, for example.")
+    need(number and 1e-6 <= epsilon <= _LARGEST_EPSILON, _NAME,
+         f"an epsilon from 1e-6 to {_LARGEST_EPSILON:g}", f"epsilon={epsilon!r}",
+         "Give 1.0, for example.")
 
     def init(spec: Spec) -> tuple[Any, Spec]:
         need(spec.dtype == "float32" and spec.unit is None, _NAME,
@@ -70,37 +70,32 @@ def randomised_response(epsilon: float) -> Stage:
              "Leave clip(...) and quantise(...) out: a vote needs neither.")
         need(2 <= spec.dim <= _MOST_CHOICES, _NAME, f"2 to {_MOST_CHOICES} choices",
              f"{spec.dim}", "Send a vector with a value for each choice.")
-        others = spec.dim - 1
-        odds = math.exp(epsilon) * (_WORD // others) / _WORD
-        threshold = int(_WORD * (odds / (1.0 + odds)) * (1.0 - 1e-15))
-        truth = threshold / _WORD
-        other = (1.0 - truth) / others
-        need(truth > other, _NAME, "an epsilon that tells votes apart", f"epsilon={epsilon!r}",
-             "Raise epsilon.")
-        exact = math.log(threshold / ((_WORD - threshold) * (_WORD // others) / _WORD))
+        made = kernel.response(epsilon, spec.dim)
+        truth = made.truth_probability
+        other = (1.0 - truth) / (spec.dim - 1)
+        need(truth - other > 1e-6, _NAME, "an epsilon that tells votes apart",
+             f"epsilon={epsilon!r}", "Raise epsilon.")
         clients = spec.num_clients
         spread = truth - other
         variance = max(truth * (1 - truth), other * (1 - other)) / spread**2
         mechanism = Mechanism(
             noise_multiplier=None, log_ratio=0.0, total_variation=0.0,
             rounded_unit_l2=math.sqrt(2.0), share_stddev=math.sqrt(variance), num_shares=1,
-            kind="pure", parameters=(("epsilon", exact * (1.0 + 1e-12)),), trust="local")
+            kind="pure", parameters=(("epsilon", made.epsilon),), trust="local")
         changed = spec.replace(dtype="int32", unit="client", l2_bound=1.0, linf_bound=1.0)
         # A vote is 0 or 1: its part of a corrected count has a range of 1 / spread (Hoeffding).
         changed = noised(_NAME, changed, mechanism, Draws(1, clients),
                          tail_variance=0.25 / spread**2)
         # Counts, which are what is summed, go up to the number of clients.
         changed = changed.replace(modulus=1 << (2 * clients).bit_length())
-        state = {"threshold": Static(threshold), "others": Static(others),
-                 "modulus": Static(changed.modulus), "odds": Static((truth, other))}
+        state = {"response": Static(made), "modulus": Static(changed.modulus),
+                 "odds": Static((truth, other))}
         return state, changed
 
     def client(state: Any, stream: Stream, value: jax.Array) -> jax.Array:
-        words = stream.words(2)
-        vote = jnp.argmax(value).astype(jnp.uint32)
-        other = _scaled(words[1], state["others"].value)
-        other = other + (other >= vote).astype(jnp.uint32)
-        sent = jnp.where(words[0] < jnp.uint32(state["threshold"].value), vote, other)
+        words = stream.words(kernel.WORDS_PER_ANSWER)[:, None]
+        vote = jnp.argmax(value).astype(jnp.uint32)[None]
+        sent = kernel.respond(state["response"].value, vote, words)
         return (jnp.arange(value.shape[0], dtype=jnp.uint32) == sent).astype(jnp.int32)
 
     def server(state: Any, total: jax.Array) -> tuple[jax.Array, Any, dict]:
@@ -110,9 +105,3 @@ def randomised_response(epsilon: float) -> Stage:
         return (counts - votes * jnp.float32(other)) / jnp.float32(truth - other), state, {}
 
     return Stage(_NAME, init, client, server)
-
-
-def _scaled(word: jax.Array, below: int) -> jax.Array:
-    """``floor(word * below / 2^32)`` for below up to 2^16 - 1, in 32-bit arithmetic."""
-    factor = jnp.uint32(below)
-    return ((word >> 16) * factor + (((word & 0xFFFF) * factor) >> 16)) >> 16
