@@ -29,6 +29,7 @@ from fedjax_kernels.discrete_gaussian import (
     table,
 )
 from fedjax_kernels.discrete_gaussian.cases import TEST_CASES
+from fedjax_kernels.discrete_laplace.reference import bernoulli_exp, by_rejection
 from fedjax_kernels.inversion.reference import sample as reference_sample
 
 FALSE_ALARM = 1e-6
@@ -252,37 +253,11 @@ def test_the_chi_square_check_can_fail():
     assert stats.chi2.sf(statistic, len(observed) - 1) < FALSE_ALARM
 
 
-def bernoulli_exp(gamma: Fraction, coins: random.Random) -> bool:
-    """Canonne, Kamath, Steinke 2020, Algorithm 1: true with probability exp(-gamma)."""
-    while gamma > 1:
-        if not bernoulli_exp(Fraction(1), coins):
-            return False
-        gamma -= 1
-    k = 1
-    while coins.randrange(gamma.denominator * k) < gamma.numerator:
-        k += 1
-    return k % 2 == 1
-
-
-def discrete_laplace(scale: int, coins: random.Random) -> int:
-    """Algorithm 2 with s = 1: probability proportional to exp(-|z| / scale)."""
-    while True:
-        low = coins.randrange(scale)
-        if not bernoulli_exp(Fraction(low, scale), coins):
-            continue
-        high = 0
-        while bernoulli_exp(Fraction(1), coins):
-            high += 1
-        magnitude, negative = low + scale * high, coins.random() < 0.5
-        if not (negative and magnitude == 0):
-            return -magnitude if negative else magnitude
-
-
 def canonne_kamath_steinke(sigma: Fraction, coins: random.Random) -> int:
     """Algorithm 3: a discrete Laplace that is accepted by an exact coin."""
     scale = math.floor(sigma) + 1
     while True:
-        drawn = discrete_laplace(scale, coins)
+        drawn = by_rejection(scale, coins)
         if bernoulli_exp((abs(drawn) - sigma**2 / scale) ** 2 / (2 * sigma**2), coins):
             return drawn
 

@@ -301,32 +301,10 @@ def test_chi_square_and_moments_of_a_hundred_million_draws(name, parameter):
 # -- an independent implementation: Canonne, Kamath, Steinke 2020, in rationals --------------------
 
 
-def bernoulli_exp(gamma: Fraction, coins: random.Random) -> bool:
-    """Algorithm 1: true with probability exp(-gamma), for gamma up to 1."""
-    k = 1
-    while coins.randrange(gamma.denominator * k) < gamma.numerator:
-        k += 1
-    return k % 2 == 1
-
-
-def laplace_by_rejection(scale: int, coins: random.Random) -> int:
-    """Algorithm 2 with s = 1."""
-    while True:
-        low = coins.randrange(scale)
-        if not bernoulli_exp(Fraction(low, scale), coins):
-            continue
-        high = 0
-        while bernoulli_exp(Fraction(1), coins):
-            high += 1
-        magnitude, negative = low + scale * high, coins.getrandbits(1)
-        if magnitude or not negative:
-            return -magnitude if negative else magnitude
-
-
 @pytest.mark.parametrize("scale", [1, 300])
 def test_laplace_agrees_with_an_independent_sampler(scale):
     coins, draws = random.Random(2020), 15_000
-    theirs = np.array([laplace_by_rejection(scale, coins) for _ in range(draws)])
+    theirs = np.array([laplace_reference.by_rejection(scale, coins) for _ in range(draws)])
     ours = np.asarray(inversion.draw(discrete_laplace.sampler(scale), KEY, NONCE, draws))
     assert stats.ks_2samp(theirs, ours).pvalue > FALSE_ALARM
 

@@ -141,9 +141,7 @@ def convolution(sigma: float) -> Sum:
     q = math.exp(-2 * math.pi**2 * float(ripple) * (1 - 1e-12))
     e = 2 * q / (1 - q**3)
     log_ratio = 2 * e / (1 - e) * (1 + 1e-12)  # log((1 + e) / (1 - e)) <= 2 e / (1 - e)
-    return Sum(
-        (_table(inner), _table(Fraction(outer))), (1, step), (1, 1), _law(sigma), log_ratio
-    )
+    return Sum((_table(inner), _table(Fraction(outer))), (1, step), (1, 1), _law(sigma), log_ratio)
 
 
 def _law(sigma: float) -> str:

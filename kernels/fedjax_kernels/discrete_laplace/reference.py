@@ -1,9 +1,11 @@
-"""The discrete Laplace distribution's thresholds from its definition, in decimal arithmetic."""
+"""The discrete Laplace distribution from its definition, and by rejection, in exact arithmetic."""
 
 from __future__ import annotations
 
 import decimal
+import random
 from collections.abc import Iterator
+from fractions import Fraction
 
 from fedjax_kernels.inversion import reference
 
@@ -20,3 +22,29 @@ def _weights(scale: float) -> Iterator[decimal.Decimal]:
         yield weight
         k += 1
         weight = 2 * (exponent * k).exp()
+
+
+def bernoulli_exp(gamma: Fraction, coins: random.Random) -> bool:
+    """True with probability exp(-gamma): Canonne, Kamath, Steinke 2020, Algorithm 1."""
+    while gamma > 1:
+        if not bernoulli_exp(Fraction(1), coins):
+            return False
+        gamma -= 1
+    k = 1
+    while coins.randrange(gamma.denominator * k) < gamma.numerator:
+        k += 1
+    return k % 2 == 1
+
+
+def by_rejection(scale: int, coins: random.Random) -> int:
+    """A draw of probability ~ exp(-|z| / scale) by Algorithm 2 with s = 1, without any table."""
+    while True:
+        low = coins.randrange(scale)
+        if not bernoulli_exp(Fraction(low, scale), coins):
+            continue
+        high = 0
+        while bernoulli_exp(Fraction(1), coins):
+            high += 1
+        magnitude, negative = low + scale * high, coins.getrandbits(1)
+        if magnitude or not negative:
+            return -magnitude if negative else magnitude

@@ -192,9 +192,7 @@ def _fits_gpu(table: Table) -> bool:
     return table.max_magnitude <= MAX_GPU_MAGNITUDE
 
 
-def _sample(
-    table: Table, words: Array | np.ndarray, row: int, implementation: str | None
-) -> Array:
+def _sample(table: Table, words: Array | np.ndarray, row: int, implementation: str | None) -> Array:
     """Draws from four rows of the words, the first of them `row`."""
     own = slice(row, row + WORDS_PER_DRAW)
     if kernels := mosaic.kernels(implementation, xla.__package__, _fits_gpu(table)):

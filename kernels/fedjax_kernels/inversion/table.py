@@ -174,8 +174,9 @@ def _thresholds(weights: Weights, precision: int) -> tuple[list[int], Fraction] 
     half, whole = 1 << (GUARD_BITS - 1), 1 << _MAGNITUDE_BITS
     # One over the mass, below and above, with which each sum is multiplied.
     shift = 2 * precision
-    low_inverse, high_inverse = (1 << shift + scale) // high_mass, ceil_div(
-        1 << shift + scale, low_mass
+    low_inverse, high_inverse = (
+        (1 << shift + scale) // high_mass,
+        ceil_div(1 << shift + scale, low_mass),
     )
     thresholds: list[int] = []
     low_sum, high_sum = -weights.low[0], -weights.high[0]  # weight 0 counts once, others twice
