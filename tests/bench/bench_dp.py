@@ -35,7 +35,7 @@ ROWS, DIM, L2_BOUND = 1_000, 100_000, 3.0
 CLIP = f"Clip and sum, {ROWS:,} x {DIM:,} float32, one core"
 STEP = f"DP-SGD step, EMNIST CNN, batch of {dpsgd_work.BATCH_SIZE}, one core"
 #: How far a clipped sum may be from the one in double precision, over its norm: ours is lowered by
-#: a proved 2.2e-5, so that no row is above the bound.
+#: a proved 2.0e-5, so that no row is above the bound.
 CLIP_AGREEMENT = 1e-4
 #: How far the exact path may be: every record is rounded to a 24-bit ring.
 EXACT_AGREEMENT = 2e-2
@@ -345,7 +345,7 @@ def about(note: str) -> list[str]:
         "are left out.",
         "Before timing, every clipped sum was compared with numpy's in double precision, and the "
         "draws' mean and variance with those of their law, by six standard errors. Ours clips to a "
-        "bound that is lowered by the proved float error (2.2e-5 of it at 100,000 values), so that "
+        "bound that is lowered by the proved float error (2.0e-5 of it at 100,000 values), so that "
         "no row exceeds it; peers make no such promise.",
         "Samplers: a million draws of ours include the ChaCha20 keystream of a 256-bit key; "
         f"OpenDP's figure is of {OPENDP_DRAWS:,} draws, scaled. Skellam by `jax.random.poisson`, "
