@@ -1,6 +1,6 @@
 """Differential privacy: stages that make updates private, accounting, and the budget."""
 
-from . import audit
+from . import audit, individual, local, shuffle
 from .accounting import (
     DiscreteGaussianSum,
     Explanation,
@@ -38,6 +38,6 @@ __all__ = [
     "RunFacts", "Spend", "Spent", "Total", "UnitEpsilons", "adaptive_clip", "audit", "banded",
     "calibrate", "calibrate_shares", "clip", "clip_layers", "compose", "correlated_noise",
     "discrete_gaussian", "discrete_laplace", "epsilon", "epsilon_by_unit", "explain", "gaussian",
-    "quantise", "randomised_response", "report", "rotate", "rounded_l2_bound", "share_stddev_for",
-    "skellam", "spent", "total", "tree",
+    "individual", "local", "quantise", "randomised_response", "report", "rotate",
+    "rounded_l2_bound", "share_stddev_for", "shuffle", "skellam", "spent", "total", "tree",
 ]
