@@ -17,7 +17,8 @@ from fedjax_secure.privacy import banded, correlated_noise, tree
 from fedjax_secure.privacy.correlated.separation import Schema
 
 CLIENTS, ASKED, APART, ROUNDS = 12, 3, 4, 8
-STRATEGIES = {"tree": tree(rounds=ROUNDS), "banded": banded(rounds=ROUNDS, bands=APART, grid_bits=3)}
+STRATEGIES = {"tree": tree(rounds=ROUNDS),
+              "banded": banded(rounds=ROUNDS, bands=APART, grid_bits=3)}
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,8 @@ def tree_sensitivity(schema: Schema, restart_every: int) -> np.ndarray:
         >>> tree_sensitivity(Schema.of(4, 1, None), 4).tolist()[-1]  # 4 * 1 + 2 * 4 + 16
         28
     """
+    if schema.most == 1:
+        schema = schema._replace(separation=1)  # of one round alone nothing is apart
     free = schema.separation - 1
     height = min(restart_every, schema.rounds).bit_length()
     subtrees: list[np.ndarray] = []
@@ -161,8 +163,8 @@ def band_sensitivity(schema: Schema, band: np.ndarray) -> np.ndarray:
         best[t + 1] = best[t]
         best[t + 1, 1:] = np.maximum(best[t + 1, 1:], before[:-1] + whole[t])
         done = max(t + 1 - bands, -1)  # columns up to here are released in full
-        found[t] = best[done + 1].max()
-        for last in range(done + 1, t + 1):  # at most one of these, as they are that close
-            earlier = best[max(last + 1 - schema.separation, 0)]
-            found[t] = max(found[t], earlier[:-1].max(initial=0) + reached[last, t - last])
+        # Of the others at most one, as they are that close, and before it one participation less.
+        last = np.arange(done + 1, t + 1)
+        earlier = best[np.maximum(last + 1 - schema.separation, 0), schema.most - 1]
+        found[t] = np.max(earlier + reached[last, t - last], initial=best[done + 1, schema.most])
     return np.maximum.accumulate(found)

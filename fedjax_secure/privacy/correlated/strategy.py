@@ -118,8 +118,9 @@ class Strategy:
     def error(self, *, separation: int = 1, most: int | None = None) -> float:
         """Root mean square of the noise in the running totals, for equal privacy.
 
-        In units of the noise that one release of the same sensitivity would need: the figure by
-        which strategies are compared. Rounding to integers comes on top, half a unit at most.
+        In units of the noise that one release of one client's vector would need: the figure by
+        which strategies are compared. What is published is rounded to integers, which adds errors
+        of the size of one integer unit.
 
         Example:
             >>> from fedjax_secure.privacy.correlated import banded, tree
