@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 
 import dpsgd_work
 import numpy as np
@@ -14,6 +15,9 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import nn
 from worker import serve
+
+# Torch says so of any first layer whose input needs no gradient.
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 POOLED = (12, 12, 64)  # what the first dense layer sees, channels last; torch has them first
 

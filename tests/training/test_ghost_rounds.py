@@ -122,10 +122,11 @@ def test_a_record_that_is_not_finite_adds_zero_and_its_client_is_named():
     data = dataclasses.replace(DATA, x=x)
     engine = Engine(MODEL, data, batch_size=16)
     rows = [data.rows(c) for c in range(len(data.clients))]
-    out = engine.ghost_sums(PARAMS, rows, l2_bound=0.3)
+    params = jax.tree.map(lambda p: 40 * p, PARAMS)
+    out = engine.ghost_sums(params, rows, l2_bound=0.3)
     assert out.nonfinite.tolist() == [0, 1, 0, 0]
     without = [rows[0], np.delete(rows[1], 3), *rows[2:]]
-    clean = ENGINE.ghost_sums(PARAMS, without, l2_bound=0.3)
+    clean = ENGINE.ghost_sums(params, without, l2_bound=0.3)
     np.testing.assert_allclose(out.values, clean.values, atol=1e-5)
 
 
