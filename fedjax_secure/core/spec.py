@@ -325,8 +325,10 @@ class Spec:
         """
         if self.l2_bound is None:
             return math.inf
-        integers = self.dtype != "float32"
-        rounding = float(self.sum_terms) if integers else 0.0
+        rounding = float(self.sum_terms) if self.dtype != "float32" else 0.0
+        if rounding and self.rotated:
+            # Turned back, the roundings are mixed with weights of norm 1 (Hoeffding).
+            rounding = math.sqrt(rounding / 2.0 * math.log(2.0 * self.dim / probability))
         largest = self.sum_terms * self.l2_bound
         units = rounding + self.noise_tail(probability) + 2.0**-20 * largest
         return units / self.scale / self.denominator

@@ -52,6 +52,11 @@ CHAINS = {
     "client": lambda: _chain("client"),
     "client, noise": lambda: _chain("client", noise=True),
     "client, noise, public key": lambda: _chain("client", noise=True, seal=fs.he.public_key),
+    "client, rotated, Skellam, public key": lambda: fs.chain(
+        fs.privacy.rotate(), _clip("client"), fs.privacy.quantise(bits=24),
+        fs.privacy.skellam(0.7, missing_shares=1), fs.he.encrypt(fs.he.public_key())),
+    "client, adaptive": lambda: fs.chain(
+        fs.privacy.adaptive_clip(1.0), fs.privacy.quantise(bits=24)),
     "record": lambda: _chain("record"),
     "record, noise": lambda: _chain("record", noise=True),
     "record, public key": lambda: _chain("record", seal=fs.he.public_key),
