@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -28,7 +29,7 @@ def planned(strategy, *, noise_multiplier=1.0, sampling=PROMISE, scale=64.0, uni
 
 def noise_of(chain, states, spec, rounds, seed=0):
     """What a whole run releases of sums that are zero: [rounds, dim]."""
-    releases = Releases(lambda *given: chain.release(states, *given),
+    releases = Releases(jax.jit(lambda *given: chain.release(states, *given)),
                         lambda dim: chain.memory(states, dim), source(seed))
     half = spec.modulus // 2
     found = [releases(t, np.zeros(spec.dim, np.uint32)) for t in range(1, rounds + 1)]

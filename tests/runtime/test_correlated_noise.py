@@ -64,6 +64,10 @@ def test_a_run_costs_one_gaussian_and_each_round_what_was_released_by_then(data,
             made.run(state, rounds=ROUNDS + 1)
         assert "4 apart" in str(made.threat_model())
         assert "8 rounds together" in made.threat_model().guarantee
+        told = made.privacy_facts().values()["guarantee"]
+    assert told["epsilon"] == records[-1].dp["epsilon"] and told["noise_multiplier"] == (
+        pytest.approx(1.0))
+    assert fs.privacy.spent(records).epsilon == pytest.approx(records[-1].dp["epsilon"])
     for record, square in zip(records, squares, strict=True):
         by_then = fs.privacy.epsilon(noise_multiplier=math.sqrt(squares[-1] / square),
                                      sampling_rate=1, rounds=1, dp_delta=1e-5)
