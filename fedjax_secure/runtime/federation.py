@@ -175,6 +175,7 @@ class Federation:
             "selection": self.selection.name, "selection's settings": self.selection.settings,
             "seed": self.seed,
             "ledger": self.ledger is not None, **self._settled_spec(),
+            **({"groups": self.selection.by_group.digest} if self.selection.by_group else {}),
         }
 
     def _settled_spec(self) -> dict[str, Any]:

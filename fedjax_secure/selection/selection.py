@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,11 @@ class ByGroup(NamedTuple):
     groups: np.ndarray
     rates: tuple[float, ...]
     mean_rate: float
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the groups, by which a run knows its own. It tells of records: not public."""
+        return hashlib.sha256(self.groups.tobytes()).hexdigest()
 
 
 def _remembers_nothing(candidates: Candidates) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_secure as fs
-from fedjax_secure.core import BudgetError, DataError, SpecError, source
+from fedjax_secure.core import BudgetError, DataError, ResumeError, SpecError, source
 from fedjax_secure.privacy import Budget, Spend, compose
 from fedjax_secure.privacy.individual import (
     IndividualBudget,
@@ -359,6 +359,31 @@ def test_a_record_of_any_direction_stays_within_its_groups_integers():
     away = np.sign(scaled) * np.ceil(np.abs(scaled))  # farther than any rounding
     allowed = plan.groups[0].l2_share * fs.privacy.rounded_l2_bound(2.0 * 512.0, 33)
     assert 0.95 * allowed < np.linalg.norm(away, axis=1).max() <= allowed
+
+
+def test_reports_tell_nothing_of_groups_but_a_run_knows_its_own(hospitals, plan, tmp_path):
+    data, groups = hospitals
+    uniform = Budget.open(data.population_fingerprint, data.unit, epsilon=9.0, dp_delta=1e-4,
+                          label="simulation", folder=tmp_path / "uniform")
+
+    def run(numbers):
+        selection = poisson_records_by_group(numbers, plan.sampling_rates,
+                                             mean_rate=plan.mean_rate)
+        return federation(hospitals, plan, tmp_path, selection=selection, budget=uniform)
+
+    with run(groups) as first:
+        facts = first.privacy_facts()
+        assert facts.selection.startswith("poisson_records_by_group (rates=")
+        assert first.selection.by_group.digest not in f"{facts.selection} {facts.algorithm}"
+        described = facts.selection
+    with pytest.raises(ResumeError):
+        run(1 - groups)
+    other = poisson_records_by_group(1 - groups, plan.sampling_rates, mean_rate=plan.mean_rate)
+    assert described == f"{other.name} ({other.settings})"
+    bounds = np.where(groups == 0, 0.5, 1.0)
+    algorithms = [fs.algorithms.fed_sgd(optax.sgd(0.5), record_bounds=found)
+                  for found in (bounds, 1.5 - bounds)]
+    assert algorithms[0].settings == algorithms[1].settings
 
 
 def test_a_federation_that_draws_others_than_it_charges_is_refused(hospitals, plan, tmp_path):
