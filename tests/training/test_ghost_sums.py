@@ -129,6 +129,19 @@ LAYERS = {
 }  # fmt: skip
 
 
+#: Their compilation takes several seconds each.
+SLOW = {
+    "emnist_cnn", "emnist_cnn by lax", "emnist_cnn, odd", "resnet8", "char_lstm", "norms without",
+    "strided by lax", "winograd", "flax's conv", "lstm and embedding", "layers in a loop",
+}  # fmt: skip
+
+
+def named(*names):
+    """Names of models as parameters of a test; those that take long only where asked for."""
+    marks = {name: [pytest.mark.slow] if name in SLOW else [] for name in names}
+    return [pytest.param(name, marks=mark, id=name) for name, mark in marks.items()]
+
+
 def batch_of(model, records, seed=0):
     rng = np.random.default_rng(seed)
     tokens = jax.eval_shape(model.init, jax.random.key(0))
@@ -168,7 +181,7 @@ def close(found, wanted, scale):
     assert np.linalg.norm(np.asarray(found, np.float64) - wanted) <= 1e-6 * scale + 1e-30
 
 
-@pytest.mark.parametrize("name", [*FACTORIES, *LAYERS])
+@pytest.mark.parametrize("name", named(*FACTORIES, *LAYERS))
 def test_equals_clipping_each_record_by_itself(name):
     """Bounds that clip nobody, some and everybody; a batch with unused places; one record."""
     model = {**FACTORIES, **LAYERS}[name]()
@@ -189,7 +202,7 @@ def test_equals_clipping_each_record_by_itself(name):
             assert out.finite.all()
 
 
-@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "flax's embedding", "char_lstm"])
+@pytest.mark.parametrize("name", named("mlp", "emnist_cnn", "flax's embedding", "char_lstm"))
 def test_each_record_may_have_a_bound_of_its_own(name):
     model = {**FACTORIES, **LAYERS}[name]()
     params = params_of(model)
@@ -259,7 +272,7 @@ def test_models_that_are_covered_give_no_notice():
 
 
 @pytest.mark.parametrize("method", ["ghost", "vmap"])
-@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "flax's embedding"])
+@pytest.mark.parametrize("name", named("mlp", "emnist_cnn", "flax's embedding"))
 def test_a_record_that_is_not_finite_adds_exactly_zero_and_is_reported(name, method):
     model = {**FACTORIES, **LAYERS}[name]()
     params = params_of(model)
@@ -284,7 +297,9 @@ def test_norms_of_very_large_and_small_gradients(method):
     assert out.finite.tolist()[:2] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["mlp", "emnist_cnn", "char_lstm", "flax's embedding", "norms"])
+@pytest.mark.parametrize(
+    "name", named("mlp", "emnist_cnn", "char_lstm", "flax's embedding", "norms")
+)
 def test_no_clipped_record_is_longer_than_bound_and_margin(name):
     model = {**FACTORIES, **LAYERS}[name]()
     margin = norm_margin(model)
@@ -301,11 +316,10 @@ def test_no_clipped_record_is_longer_than_bound_and_margin(name):
             assert float(out.norms[record]) > 1e-2
 
 
-@pytest.mark.parametrize("name, records", [("mlp", 13), ("emnist_cnn", 24), ("resnet8", 8),
-                                           ("char_lstm", 16)])  # fmt: skip
-def test_a_records_term_has_the_same_bits_at_every_place(name, records):
+@pytest.mark.parametrize("name", named("mlp", "emnist_cnn", "resnet8", "char_lstm"))
+def test_a_records_term_has_the_same_bits_at_every_place(name):
     """What the guarantee of the ghost path assumes of a machine: see the guide to DP-SGD."""
-    model = FACTORIES[name]()
+    model, records = FACTORIES[name](), {"mlp": 13, "emnist_cnn": 24}.get(name, 16)
     params = params_of(model)
     one_x, one_y = batch_of(model, 1, seed=9)
     total = summed(model)

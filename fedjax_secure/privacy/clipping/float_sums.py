@@ -107,7 +107,7 @@ def most_drawn(records: int, rate: float) -> int:
 
     Example:
         >>> most_drawn(60_000, 0.001), most_drawn(50, 1.0), most_drawn(50, 0.9)
-        (157, 50, 50)
+        (147, 50, 50)
     """
     if rate >= 1.0 or records == 0:
         return records
