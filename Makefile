@@ -12,7 +12,7 @@ FAST := not slow and not browser and not network and not gpu_compile
 export PYTHONPATH :=
 JOBS := 2
 
-.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he bench-engine bench-published bench-dp bench-round gpu-compile bench-kernels
+.PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he bench-engine bench-published bench-utility bench-dp bench-round gpu-compile bench-kernels
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
@@ -64,6 +64,9 @@ bench-he: setup-dev ## encryption beside OpenFHE and TenSEAL, into docs/benchmar
 
 bench-engine: setup-dev ## rounds beside FedJAX, pfl and Flower, into docs/benchmarks; ARGS=--quick
 	@$(VENV)/python tests/bench/bench_engine.py $(ARGS)
+
+bench-utility: setup-dev ## accuracy against epsilon, into docs/benchmarks; ARGS=--quick
+	@$(VENV)/python tests/bench/bench_utility.py $(ARGS)
 
 bench-published: setup-dev ## published comparisons, run again, into docs/benchmarks; ARGS=--quick
 	@$(VENV)/python tests/bench/bench_published.py $(ARGS)
