@@ -15,7 +15,7 @@ JOBS := 2
 .PHONY: help setup setup-dev demo test test-all browser lint lab openfhe lock clean bench-he bench-engine bench-published bench-utility bench-dp bench-round gpu-compile bench-kernels
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s%s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-17s%s\n", $$1, $$2 }'
 
 setup: ## the environment that the toolkit needs, in .venv
 	@scripts/setup.sh
