@@ -360,6 +360,7 @@ class Spec:
 
         event: DpEvent = dp_accounting.UnsupportedDpEvent()
         if self.mechanism.kind == "gaussian":
+            assert self.mechanism.noise_multiplier is not None
             event = dp_accounting.GaussianDpEvent(self.mechanism.noise_multiplier)
         if self.sampling_rate < 1.0:
             return dp_accounting.PoissonSampledDpEvent(self.sampling_rate, event)

@@ -275,6 +275,7 @@ def chain(*stages: Stage) -> Aggregation:
             raise SpecError(f"stage `{stage.name}`", need="what its noise remembers of earlier "
                             "rounds", found="none", fix="Begin with Aggregation.memory(...), and "
                             "pass on what each round's release returns.")
+        assert stage.release is not None
         total = stage.release(states[stage.name], Stream(key, place), total, *memory)
         if memory:
             total, after = total
@@ -283,6 +284,7 @@ def chain(*stages: Stage) -> Aggregation:
         return (total, after) if memory else total
 
     def memory(states, dim):
+        assert remembers is not None
         return remembers(states[stages[releasing[0]].name], dim)
 
     def carried(states):
