@@ -32,6 +32,12 @@ class Spent(Total):
         releases: number of releases that were composed: rounds, and those paid for twice.
         label: the budget's label that all rounds share; empty for the data's own budget.
         notes: what the epsilon does not include, in sentences.
+
+    Example:
+        >>> dp = {"spend": Spend(1.0, 0.1, "patient").to_dict(), "dp_delta": 1e-3, "releases": 1}
+        >>> history = spent([{"run": "00ab", "round": 1, "dp": dp}])
+        >>> print(f"epsilon {history.epsilon:.2f} for one {history.unit}, {history.rounds} round")
+        epsilon 0.65 for one patient, 1 round
     """
 
     runs: tuple[str, ...]

@@ -1,4 +1,13 @@
-"""What an attack measured: lower bounds on epsilon from guesses about canaries."""
+"""What an attack measured: lower bounds on epsilon from guesses about canaries.
+
+`fedjax_secure.audit` attacks a federation; the statistics here take the scores of any attack.
+
+Example:
+    >>> from fedjax_secure.privacy.audit import Tally, one_run_epsilon
+    >>> seen = Tally(canaries=1000, guesses=100, correct=75)
+    >>> round(one_run_epsilon(seen, dp_delta=1e-4), 3)  # epsilon is at least this
+    0.673
+"""
 
 from .canary_runs import Rates, RunsBound, clopper_pearson, runs_bound, runs_epsilon
 from .gaussian import (

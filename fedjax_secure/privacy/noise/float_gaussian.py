@@ -18,7 +18,18 @@ _NAME = "gaussian"
 
 
 class FloatNoiseWarning(UserWarning):
-    """Noise in floating point leaves gaps that can give a unit away."""
+    """Noise in floating point leaves gaps that can give a unit away.
+
+    `gaussian` warns with it. Make it an error where only integer noise may run.
+
+    Example:
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", FloatNoiseWarning)
+        ...     gaussian(1.0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        fedjax_secure.privacy.noise.float_gaussian.FloatNoiseWarning: gaussian(...) draws noise ...
+    """
 
 
 def gaussian(noise_multiplier: float, *, missing_shares: int = 0,
