@@ -66,7 +66,7 @@ def need_bound(stage: str, name: str, bound: object) -> None:
 def need_unit(stage: str, unit: object) -> None:
     """Refuse what is no unit of privacy that a chain clips."""
     need(unit in ("client", "record"), stage, "unit='client' or unit='record'", f"unit={unit!r}",
-         "Say whose vector is to be clipped.")
+         "Take 'record' for each record, such as a patient, or 'client' for all that a client has.")
 
 
 def need_unclipped(stage: str, spec: Spec) -> None:
