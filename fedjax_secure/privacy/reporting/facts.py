@@ -32,6 +32,16 @@ class RunFacts:
         budget: what it is spent from.
         threat_model: who sees what.
         records: the finished rounds, oldest first.
+
+    Example:
+        >>> import fedjax_secure as fs
+        >>> data = fs.data.heart_disease()
+        >>> model = fs.models.logistic_regression(data)
+        >>> run = fs.Federation(model, data, fs.algorithms.fed_avg(0.1), fs.chain(), seed=0)
+        >>> facts = run.privacy_facts()
+        >>> run.close()
+        >>> facts.stages, facts.spend, fs.privacy.report(facts).values["run"]["mode"]
+        ((), None, 'simulation')
     """
 
     run: str
