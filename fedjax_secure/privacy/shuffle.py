@@ -239,19 +239,17 @@ def _divergence(epsilon: float, local_epsilon: float, clones: np.ndarray) -> np.
 
     The likelihood ratio at a is (a r + 1 - a) / (a + (1 - a) r) in terms of the odds a =
     e^epsilon0 / (1 + e^epsilon0) and r = a's number / (c + 1 - a's number): it rises with the
-    number, so the divergence is a difference of two tails. By symmetry both directions agree.
+    number, so the divergence is a difference of two tails. By symmetry both directions agree. The
+    tail's end is counted from above, where the odds of a large epsilon0 leave no digits below.
     """
-    right = 1.0 / (1.0 + math.exp(-local_epsilon))
-    wrong = 1.0 / (1.0 + math.exp(local_epsilon))
-    lead = right - math.exp(epsilon) * wrong
-    if epsilon >= local_epsilon or lead <= 0:
+    if epsilon >= local_epsilon:
         return np.zeros(len(clones))
-    odds = (math.exp(epsilon) * right - wrong) / lead
-    first = np.floor(odds / (1.0 + odds) * (clones + 1))  # the tail is what lies above
+    right = 1.0 / (1.0 + math.exp(-local_epsilon))
+    lead = -right * math.expm1(epsilon - local_epsilon)
+    lag = right * (math.exp(epsilon) - math.exp(-local_epsilon))
+    first = clones + 1 - np.ceil((clones + 1) * (lead / (lead + lag)))  # the tail lies above
     with_one, without = stats.binom.sf([first - 1, first], clones, 0.5)
-    under_x0 = right * with_one + wrong * without
-    under_x1 = wrong * with_one + right * without
-    return np.maximum(under_x0 - math.exp(epsilon) * under_x1, 0.0)
+    return np.maximum(lead * with_one - lag * without, 0.0)
 
 
 @lru_cache(maxsize=256)

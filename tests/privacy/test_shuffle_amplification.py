@@ -45,11 +45,11 @@ def clones_pair(local_epsilon: float, reports: int) -> tuple[dict, dict]:
     return ({k: float(v) for k, v in p.items()}, {k: float(v) for k, v in q.items()})
 
 
-@pytest.mark.parametrize("local_epsilon", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("local_epsilon", [0.3, 1.0, 3.0, 45.0])
 @pytest.mark.parametrize("reports", [1, 2, 9, 24])
 def test_the_profile_is_the_exact_divergence_of_the_pair(local_epsilon, reports):
     p, q = clones_pair(local_epsilon, reports)
-    for epsilon in (0.0, 0.05, 0.2, 0.7, 1.5):
+    for epsilon in (0.0, 0.05, 0.2, 0.7, 1.5, 38.0, 44.0):
         exact = max(hockey_stick(p, q, epsilon), hockey_stick(q, p, epsilon))
         found = float(profile(epsilon, local_epsilon=local_epsilon, reports=reports))
         assert exact - 1e-14 <= found <= exact * (1 + 1e-6) + 1e-13

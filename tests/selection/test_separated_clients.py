@@ -58,7 +58,10 @@ def test_those_who_cannot_are_not_drawn():
     trace = np.ones((2, 8), bool)
     trace[1, :4] = False
     rounds = drawn(available(separated_clients(2, separation=3), trace), population, 12)
-    assert all(min(cohort) >= 4 for cohort in rounds[1::2])
+    # Both pairs that can may have taken part in the last two rounds: then nobody is left.
+    assert all(client >= 4 for cohort in rounds[1::2] for client in cohort)
+    assert {client for cohort in rounds[1::2] for client in cohort} == {4, 5, 6, 7}
+    assert all(len(cohort) <= 2 for cohort in rounds)
     assert all(not set(a) & (set(b) | set(c)) for a, b, c in
                zip(rounds, rounds[1:], rounds[2:], strict=False))
 
