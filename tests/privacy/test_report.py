@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
+import math
 
 import msgpack
 import optax
@@ -11,6 +13,7 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import ParameterError
+from fedjax_secure.privacy.audit import AuditResult
 from fedjax_secure.privacy.reporting.document import Note, Points, Section, Table, as_markdown
 from fedjax_secure.privacy.reporting.sections import CONTEXT, number, upwards
 
@@ -128,23 +131,52 @@ def test_a_run_without_privacy_says_so():
 def test_a_reset_is_told(finished):
     finished.budget.reset(reason="the ethics board agreed", by="A. Person")
     text = str(fs.privacy.report(finished))
+    assert "since it was last reset" in text and "(before a reset)" in text
     assert "reset on" in text and "the ethics board agreed" in text and "A. Person" in text
 
 
-class Audit:
-    def __init__(self, bound):
-        self.bound = bound
-
-    def to_dict(self):
-        return {"what": "one run", "unit": "patient", "sees": "all sums",
-                "lower_bound": self.bound, "confidence": 0.95, "claimed_epsilon": 1.0}
+def audited(**changes):
+    return dataclasses.replace(AuditResult(
+        audited="<script>", unit="patient", attack="all sums", method="one run", canaries=10,
+        runs=1, rounds=1, evidence="9 of 10", epsilon=0.4, claimed_epsilon=1.0, dp_delta=1e-5,
+        confidence=0.95), **changes)
 
 
 def test_audits_are_judged(finished):
-    fine = str(fs.privacy.report(finished, audits=[Audit(0.4)]))
-    assert "No bound lies above" in fine and "does not hold as stated" not in fine
-    broken = str(fs.privacy.report(finished, audits=[Audit(0.4), Audit(1.5)]))
-    assert "does not hold as stated" in broken and "No bound lies" not in broken
+    fine = fs.privacy.report(finished, audits=[audited()])
+    assert "No bound lies above" in str(fine) and "does not hold as stated" not in str(fine)
+    assert "<script>" not in fine.html()
+    for above in ({"epsilon": 1.5}, {"gaussian_epsilon": 1.5}):
+        broken = str(fs.privacy.report(finished, audits=[audited(), audited(**above)]))
+        assert "does not hold as stated" in broken and "No bound lies" not in broken
+    nothing = fs.privacy.report(finished, audits=[audited(claimed_epsilon=math.inf)])
+    assert "no privacy is claimed" in str(nothing) and "No bound lies" not in str(nothing)
+    assert str(fs.privacy.PrivacyReport.from_json(nothing.json())) == str(nothing)
+    with pytest.raises(ParameterError, match="results of audits"):
+        fs.privacy.report(finished, audits=["fine"])
+
+
+def test_a_real_audit_is_listed(finished):
+    four = fs.core.Spec(dim=8, num_clients=4, num_records=4, denominator=4.0,
+                        sampling=fs.core.Sampling("all", 1.0, "client"))
+    chain = fs.chain(fs.privacy.clip(1.0), fs.privacy.quantise(bits=20),
+                     fs.privacy.discrete_gaussian(noise_multiplier=1.0))
+    result = fs.audit_chain(chain, four, runs=200, dp_delta=1e-2)
+    found = fs.privacy.report(finished, audits=[result])
+    assert "crafted vectors" in found.html()
+    assert fs.privacy.PrivacyReport.from_json(found.json()).values == found.values
+
+
+def test_arithmetic_and_sampling_are_told_as_they_are_accounted(finished):
+    values = fs.privacy.report(finished).values
+    assert "to the last bit" in str(fs.privacy.PrivacyReport(values))
+    values["guarantee"]["arithmetic"] = "float sums"
+    text = str(fs.privacy.PrivacyReport(values))
+    assert "to the last bit" not in text and "Mironov 2012" in text
+    facts = finished.privacy_facts()
+    coins = dataclasses.replace(facts, spec=dataclasses.replace(
+        facts.spec, sampling=fs.core.Sampling("poisson", 0.5, "client")))
+    assert coins.values()["guarantee"]["sampling"] == "public"
 
 
 def test_refusals(finished, tmp_path):

@@ -90,14 +90,14 @@ class RunFacts:
         spec, spend = self.spec, self.spend
         if spend is None or spec.mechanism is None or self.budget is None:
             return None
-        mechanism, sampling = spec.mechanism, spec.sampling
+        mechanism = spec.mechanism
         last = self.records[-1].dp if self.records else {}
         return {
             "unit": spend.unit, "adjacency": spend.adjacency, "mechanism": mechanism.kind,
             "trust": mechanism.trust, "arithmetic": mechanism.arithmetic,
             "noise_multiplier": spend.noise_multiplier,
             "parameters": dict(mechanism.parameters),
-            "sampling": sampling.kind if sampling else "all", "sampling_rate": spend.sampling_rate,
+            "sampling": _sampling(spec), "sampling_rate": spend.sampling_rate,
             "sensitivity_in_model_units": mechanism.rounded_unit_l2 / spec.scale,
             "sensitivity": mechanism.rounded_unit_l2,
             "scale": spec.scale, "noise_stddev": spec.noise_stddev,
@@ -120,6 +120,13 @@ class RunFacts:
             "false_alarms": list(rates),
             "detections": [float(rate) for rate in meaning.true_positive_rate(rates)],
         }  # fmt: skip
+
+
+def _sampling(spec: Spec) -> str:
+    """How units are drawn, as the accountant counts it."""
+    kind = "all" if spec.sampling is None else spec.sampling.kind
+    # Coins for other units than those that are protected amplify nothing.
+    return "public" if kind == "poisson" and spec.sampling_rate == 1.0 else kind
 
 
 def _round(record: RoundRecord, before: RoundRecord | None) -> dict[str, Any]:

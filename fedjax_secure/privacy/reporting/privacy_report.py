@@ -11,7 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from fedjax_secure.core.errors import ParameterError
+from fedjax_secure.privacy.audit import AuditResult
 
 from .document import Section, as_html, as_markdown, as_values
 from .facts import RunFacts
@@ -33,7 +36,7 @@ class Audited(Protocol):
     """What an audit measured, for a report's table."""
 
     def to_dict(self) -> dict[str, Any]:
-        """``what, unit, sees, lower_bound, confidence, claimed_epsilon``, and more."""
+        """What :class:`fedjax_secure.privacy.audit.AuditResult` holds, as plain values."""
         ...
 
 
@@ -176,6 +179,10 @@ def report(
                              found=", ".join(map(repr, unknown)) or "a value that is no text",
                              fix="Use these words only.")
     values = (facts if isinstance(facts, RunFacts) else facts()).values()
+    for audit in audits:
+        if not isinstance(audit, AuditResult):
+            raise ParameterError("report", need="results of audits", found=type(audit).__name__,
+                                 fix="Pass audits=[fs.audit(...), fs.audit_chain(...)].")
     values["audits"] = [audit.to_dict() for audit in audits]
     values["context"] = context
     values["made"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -188,4 +195,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from .document import Note, Points, Section, Table
@@ -80,7 +81,22 @@ def upwards(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return number(value)
-    return f"{math.ceil(round(value * 1000, 6)) / 1000:.3f}"
+    exact = Decimal(repr(float(value)))
+    return f"{exact.quantize(Decimal('0.001'), rounding=ROUND_CEILING)}"
+
+
+def downwards(value: float | None, digits: int = 4) -> str:
+    """A lower bound for people, rounded down: never larger than what was shown.
+
+    Example:
+        >>> downwards(1.99999), downwards(0.0), downwards(None)
+        ('1.999', '0', '-')
+    """
+    if value is None or not math.isfinite(value) or value == 0:
+        return number(value)
+    exact = Decimal(repr(float(value)))
+    unit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    return f"{float(exact.quantize(unit, rounding=ROUND_FLOOR)):.{digits}g}"
 
 
 def _summary(values: Mapping[str, Any]) -> Section:
@@ -108,8 +124,11 @@ def _summary(values: Mapping[str, Any]) -> Section:
     budget = values["budget"]
     if budget is not None:
         label = f' (its budget labelled "{budget["label"]}")' if budget["label"] else ""
+        since = (", since it was last reset,"
+                 if any(e["kind"] == "reset" for e in budget["entries"]) else "")
         blocks.append(
-            f"All runs on this population together{label} have spent {upwards(budget['spent'])} "
+            f"All runs on this population together{label}{since} have spent "
+            f"{upwards(budget['spent'])} "
             f"of {number(budget['epsilon'])}.")
     return Section("Summary", tuple(blocks))
 
@@ -120,13 +139,17 @@ def _guarantee(values: Mapping[str, Any]) -> Section | None:
         return None
     words = {"unit": dp["unit"], "client": data["client_unit"],
              "rate": number(dp["sampling_rate"])}
-    in_floats = dp["arithmetic"] == "float"
+    in_floats = dp["arithmetic"] != "integer"
+    arithmetic = {
+        "integer": "integers: what is drawn and summed is what is accounted, to the last bit",
+        "float sums": "integer noise over values that were clipped and summed in floating point: "
+                      "see the note",
+    }.get(dp["arithmetic"], "floating point: see the note")
     rows = [
         ("Unit of privacy", dp["unit"]),
         ("Adjacency", _ADJACENCY[dp["adjacency"]].format(**words)),
         ("Mechanism", _MECHANISM.get(dp["mechanism"], dp["mechanism"])),
-        ("Arithmetic", "floating point: see the note" if in_floats else
-         "integers: what is drawn and summed is what is accounted, to the last bit"),
+        ("Arithmetic", arithmetic),
         ("Who adds the noise", _TRUST[dp["trust"]].format(**words)),
         ("Noise multiplier", number(dp["noise_multiplier"])),
         ("Sensitivity: how far one may move the sum",
@@ -191,21 +214,24 @@ def _budget(values: Mapping[str, Any]) -> Section | None:
         f"{number(budget['epsilon'])} at delta {budget['dp_delta']:g}, over all runs. Spent: "
         f"{upwards(budget['spent'])}.")
     resets = [e for e in budget["entries"] if e["kind"] == "reset"]
-    by_run: dict[str, list[dict]] = {}
+    left = len(resets)  # how many resets are still to come
+    by_run: dict[tuple[str, bool], list[dict]] = {}
     for entry in budget["entries"]:
         if entry["kind"] == "spend":
-            by_run.setdefault(entry["run"], []).append(entry)
+            by_run.setdefault((entry["run"], left > 0), []).append(entry)
+        left -= entry["kind"] == "reset"
     blocks: list[Any] = [first]
     if by_run:
         blocks.append(Table(
             ("Run", "Releases", "First (UTC)", "Last (UTC)", "Epsilon after it"),
-            tuple((run[:16], str(len(found)), _minute(found[0]["time"]),
+            tuple((run[:16] + (" (before a reset)" if old else ""),
+                   str(len(found)), _minute(found[0]["time"]),
                    _minute(found[-1]["time"]), upwards(found[-1]["epsilon"]))
-                  for run, found in by_run.items()),
+                  for (run, old), found in by_run.items()),
             frozenset({1, 4})))
     blocks += [Note(
         f"The budget was reset on {_minute(e['time'])} UTC by {e['by']}: {e['reason']}. What was "
-        "released before stays released, and is not in the figures above.") for e in resets]
+        "released before stays released, and is not in what is said to be spent.") for e in resets]
     return Section("The budget of the population", tuple(blocks))
 
 
@@ -242,16 +268,25 @@ def _audits(values: Mapping[str, Any]) -> Section:
         return Section("Audits", (
             "No audit was attached. An audit attacks the training and gives a lower bound on "
             "epsilon: it can find faults, and never proves that there are none.",))
-    rows = tuple((a["what"], a["unit"], a["sees"], number(a["lower_bound"]),
-                  f"{100 * a['confidence']:g}%", upwards(a["claimed_epsilon"])) for a in audits)
-    table = Table(("Audit", "Unit", "The attacker sees", "Epsilon is at least", "Confidence",
-                   "Claimed"), rows, frozenset({3, 4, 5}))
-    above = [a for a in audits if a["lower_bound"] > a["claimed_epsilon"]]
+    rows = tuple((f"{a['audited']}, rounds: {a['rounds']}", a["unit"], a["attack"],
+                  downwards(a["epsilon"]), downwards(a["gaussian_epsilon"]),
+                  f"{100 * a['confidence']:g}%",
+                  "nothing" if a["claimed_epsilon"] is None else upwards(a["claimed_epsilon"]),
+                  f"{a['dp_delta']:g}") for a in audits)
+    table = Table(("Audited", "Unit", "Attack", "Epsilon is at least",
+                   "The same, if the curve is a Gaussian's", "Confidence", "Claimed", "At delta"),
+                  rows, frozenset({3, 4, 5, 6, 7}))
+    claims = [a for a in audits if a["claimed_epsilon"] is not None]
+    above = [a for a in claims
+             if max(a["epsilon"], a["gaussian_epsilon"] or 0.0) > a["claimed_epsilon"]]
     blocks: list[Any] = [table]
+    if len(claims) < len(audits):
+        blocks.append(Note("Of some of what was audited no privacy is claimed, so that no lower "
+                           "bound can contradict it."))
     if above:
         blocks.append(Note("An audit's lower bound lies above the claimed epsilon: the guarantee "
                            "does not hold as stated. Stop, and find the fault."))
-    else:
+    elif claims:
         blocks.append("No bound lies above the claimed epsilon. That is no proof of the claim.")
     return Section("Audits", tuple(blocks))
 
