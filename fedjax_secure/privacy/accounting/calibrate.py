@@ -260,6 +260,14 @@ class UnitEpsilons:
         unit: the name of a unit that has it.
         by_unit: each unit's own epsilon.
         dp_delta: the delta of all of them.
+
+    Example:
+        >>> rates = {"large": 0.30, "small": 0.05}
+        >>> result = epsilon_by_unit(
+        ...     {name: [Spend(2.0, rate, "client", count=50)] for name, rate in rates.items()},
+        ...     dp_delta=1e-5)
+        >>> result.unit, round(result.largest, 2)
+        ('large', 5.41)
     """
 
     largest: float

@@ -48,6 +48,11 @@ class Total:
         unit: whose privacy it is; empty where nothing was spent.
         adjacency: which neighbouring datasets the guarantee compares; empty likewise.
         spends: what was composed.
+
+    Example:
+        >>> cost = total([Spend(1.0, 0.1, "patient", count=30)], dp_delta=1e-5)
+        >>> round(cost.epsilon, 2), cost.unit, cost.accountant
+        (4.18, 'patient', 'pld')
     """
 
     epsilon: float

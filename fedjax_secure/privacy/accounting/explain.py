@@ -43,6 +43,11 @@ class Explanation:
         belief: how sure of the true case anybody can become who held both for equally likely,
             except with the probability `surprise`.
         surprise: see `belief`; twice `dp_delta`.
+
+    Example:
+        >>> note = explain(epsilon=1.0, dp_delta=1e-5, unit="patient")
+        >>> f"{note.accuracy:.1%} right guesses, {float(note.true_positive_rate(0.05)):.1%} found"
+        '73.1% right guesses, 13.6% found'
     """
 
     epsilon: float
