@@ -102,3 +102,9 @@ def test_wrong_arguments_are_refused():
         respond(1.0, np.zeros(2, np.uint32), words)
     with pytest.raises(ValueError, match="'pallas'"):
         respond(made, np.zeros(2, np.uint32), words, implementation="pallas")
+
+
+@pytest.mark.parametrize("epsilon", [np.float16(1), np.float32(0.1)])
+def test_a_short_float_is_not_exceeded_either(epsilon):
+    """NumPy compares a float with a shorter one in the shorter type."""
+    assert response(epsilon).epsilon <= float(epsilon)

@@ -343,3 +343,11 @@ def test_draw_refuses():
         inversion.draw(made, KEY, NONCE, 3, implementation="triton")
     with pytest.raises(ValueError, match=r"`words` needs uint32\[12, n\], got uint32\[4, 2\]"):
         inversion.sample(skellam.sampler(1e7), np.zeros((4, 2), np.uint32))
+
+
+@pytest.mark.parametrize("law", [discrete_gaussian, skellam, discrete_laplace])
+def test_parameters_that_no_float_holds_and_short_floats(law):
+    for value in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match="needs a number from .*got -?inf"):
+            law.sampler(value)
+    assert law.sampler(np.float16(2)).max_magnitude == law.sampler(2.0).max_magnitude

@@ -6,10 +6,9 @@ import functools
 import math
 from fractions import Fraction
 
-import numpy as np
-
 from fedjax_kernels.discrete_gaussian.weights import weights
 from fedjax_kernels.inversion import Sampler, Sum, Table, build
+from fedjax_kernels.inversion.table import real_number
 
 MIN_SIGMA = 0.1
 #: The widest single table.
@@ -154,12 +153,9 @@ def _table(variance: Fraction) -> Table:
 
 
 def _checked(where: str, sigma: object, low: float, high: float) -> float:
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float | np.integer | np.floating):
-        found = type(sigma).__name__
-    elif not low <= sigma <= high:
-        found = repr(float(sigma))
-    else:
-        return float(sigma)
+    number, found = real_number(sigma)
+    if low <= number <= high:
+        return number
     raise ValueError(
         f"discrete_gaussian.{where}: `sigma` needs a number from {low:g} to {high:.0f}, "
         f"got {found}. "

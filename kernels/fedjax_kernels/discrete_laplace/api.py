@@ -6,10 +6,9 @@ import functools
 import math
 from fractions import Fraction
 
-import numpy as np
-
 from fedjax_kernels.discrete_laplace.weights import geometric, truncated_difference
 from fedjax_kernels.inversion import Sampler, Sum, Table, build
+from fedjax_kernels.inversion.table import real_number
 
 MIN_SCALE = 0.01
 #: The widest; the largest draw fits 31 bits.
@@ -54,19 +53,18 @@ def sampler(scale: float) -> Sampler:
       Mechanisms" (the mechanism); Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Algorithm 2
       (the same split into a remainder and a quotient).
     """
-    number = isinstance(scale, int | float | np.integer | np.floating)
-    if not number or isinstance(scale, bool) or not MIN_SCALE <= scale <= MAX_SCALE:
-        found = repr(float(scale)) if number and not isinstance(scale, bool) else type(scale)
+    number, found = real_number(scale)
+    if not MIN_SCALE <= number <= MAX_SCALE:
         raise ValueError(
             f"discrete_laplace.sampler: `scale` needs a number from {MIN_SCALE:g} to "
-            f"{MAX_SCALE:.0f}, got {getattr(found, '__name__', found)}. "
+            f"{MAX_SCALE:.0f}, got {found}. "
             "Change the scale of the integers so that the noise fits."
         )
-    exact = Fraction(float(scale))
-    if scale <= _WIDE_SCALE:
+    exact = Fraction(number)
+    if number <= _WIDE_SCALE:
         return _outer(exact)
-    size = math.isqrt(89 * math.ceil(scale))  # a table has 88 thresholds a unit of its scale
-    return Sum((_inner(exact, size), _outer(exact / size)), (1, size), (1, 1), _law(scale), 0.0)
+    size = math.isqrt(89 * math.ceil(number))  # a table has 88 thresholds a unit of its scale
+    return Sum((_inner(exact, size), _outer(exact / size)), (1, size), (1, 1), _law(number), 0.0)
 
 
 def _law(scale: float) -> str:

@@ -147,6 +147,20 @@ class Weights(NamedTuple):
     beyond: int
 
 
+def real_number(value: object) -> tuple[float, str]:
+    """A law's parameter as a float, NaN where it is no real number; and what to call it in a text.
+
+    It is compared as a float: NumPy would round limits to the type of a shorter float.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return math.nan, type(value).__name__
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    return number, repr(number)
+
+
 def ceil_div(numerator: int, denominator: int) -> int:
     """The quotient, rounded up."""
     return -(-numerator // denominator)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from fedjax_kernels.inversion.table import exp_of_minus
+from fedjax_kernels.inversion.table import exp_of_minus, real_number
 from fedjax_kernels.randomised_response import reference, xla
 
 Implementation = Literal["xla", "reference"]
@@ -79,11 +79,11 @@ def response(epsilon: float, num_values: int = 2) -> Response:
     Source: Warner 1965; Kairouz, Bonawitz, Ramage 2016, "Discrete Distribution Estimation under
       Local Privacy" (arXiv 1602.07387), section 2 (k values).
     """
-    real = isinstance(epsilon, int | float | np.integer | np.floating)
-    if not real or isinstance(epsilon, bool) or not 1e-6 <= epsilon <= MAX_EPSILON:
+    number, found = real_number(epsilon)
+    if not 1e-6 <= number <= MAX_EPSILON:
         raise ValueError(
             f"randomised_response.response: `epsilon` needs a number from 1e-06 to "
-            f"{MAX_EPSILON:g}, got {epsilon!r}. Give the epsilon of one answer."
+            f"{MAX_EPSILON:g}, got {found}. Give the epsilon of one answer."
         )
     whole = isinstance(num_values, int | np.integer) and not isinstance(num_values, bool)
     if not whole or not 2 <= num_values <= MAX_VALUES:
@@ -92,13 +92,13 @@ def response(epsilon: float, num_values: int = 2) -> Response:
             f"{MAX_VALUES}, got {num_values!r}. Group rare values."
         )
     others = int(num_values) - 1
-    high = Fraction(exp_of_minus(Fraction(float(epsilon)), _PRECISION)[1], 1 << _PRECISION)
+    high = Fraction(exp_of_minus(Fraction(number), _PRECISION)[1], 1 << _PRECISION)
     # P(one other) >= e^-epsilon P(truth): lies * floor(2^64 / others) >= q 2^64 (2^64 - lies).
     each = 2**64 // others
     lies = math.ceil(high * 2**128 / (each + high * 2**64))
     made = Response(int(num_values), lies)
     # The float of epsilon is rounded up; one more lie in 2^64 pays for it.
-    while made.epsilon > epsilon:
+    while made.epsilon > number:
         made = Response(made.num_values, made.lies + max(1, made.lies >> 50))
     return made
 

@@ -6,9 +6,8 @@ import functools
 import math
 from fractions import Fraction
 
-import numpy as np
-
 from fedjax_kernels.inversion import Sampler, Sum, Table, build
+from fedjax_kernels.inversion.table import real_number
 from fedjax_kernels.skellam.weights import weights
 
 MIN_VARIANCE = 0.01
@@ -92,13 +91,9 @@ def _table(variance: Fraction) -> Table:
 
 
 def _checked(where: str, variance: object, most: float) -> float:
-    number = isinstance(variance, int | float | np.integer | np.floating)
-    if not number or isinstance(variance, bool):
-        found = type(variance).__name__
-    elif not MIN_VARIANCE <= variance <= most:
-        found = repr(float(variance))
-    else:
-        return float(variance)
+    number, found = real_number(variance)
+    if MIN_VARIANCE <= number <= most:
+        return number
     raise ValueError(
         f"skellam.{where}: `variance` needs a number from {MIN_VARIANCE:g} to {most:.0f}, "
         f"got {found}. Change the scale of the integers so that the noise fits."
