@@ -162,3 +162,21 @@ def test_wrong_arguments_are_refused(values, bound, message):
         clip.clip_and_sum(values, bound)
     with pytest.raises(ValueError, match="'pallas'"):
         clip.clip_and_sum(np.zeros((2, 3), np.float32), 1.0, implementation="pallas")
+
+
+def test_bounds_of_which_nothing_is_proved_are_refused_or_let_nothing_out():
+    values = np.float32([[3, 4], [1, 1], [0, 0]])
+    for bound in (0.0, -1.0, np.nan, 1e30, [1.0, 2.0, 3.0], True):
+        with pytest.raises(ValueError, match="`l2_bound` needs a number from 1e-12"):
+            clip.clip_rows(values, jnp.asarray(bound))
+    traced = jax.jit(clip.clip_and_sum)
+    for bound in (0.0, -1.0, np.nan):
+        assert not np.asarray(traced(values, bound).total).any()
+    np.testing.assert_array_equal(traced(values, 1e30).total, [4, 5])
+    assert clip.clip_rows(values, np.float16(1)).rows.shape == (3, 2)
+
+
+def test_lengths_and_numbers_of_rows_without_a_proof():
+    with pytest.raises(ValueError, match="divisor near its root.*got 4194319"):
+        clip.clip_rows(np.zeros(4_194_319, np.float32), 1.0)
+    assert clip.summation_error(2**25, 1.0) == np.inf

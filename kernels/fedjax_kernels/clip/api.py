@@ -11,9 +11,9 @@ from jax import Array
 from jax.core import Tracer
 
 from fedjax_kernels.clip import reference, xla
+from fedjax_kernels.clip.bounds import MAX_BOUND, MIN_BOUND, norm_slack
 
 Implementation = Literal["xla", "reference"]
-MIN_BOUND, MAX_BOUND = 1e-12, 1e12
 
 
 class ClippedRows(NamedTuple):
@@ -57,14 +57,16 @@ def clip_rows(
 
     Args:
       values: `[dim]` or `[n, dim]` float32; rows are the last axis.
-      l2_bound: 1e-12 to 1e12; may be traced, and is then not checked.
+      l2_bound: 1e-12 to 1e12. It may be traced, as a scalar, and is then not checked: a larger one
+        counts as 1e12, and with a smaller one or NaN everything becomes zero.
       implementation: "xla", "reference" (double precision, not traceable), or None for the fastest.
 
     Returns:
       The rows and their norms.
 
     Raises:
-      ValueError: another shape or dtype, a bound outside its range, an unknown implementation.
+      ValueError: another shape or dtype, a bound outside its range, an unknown implementation; or a
+        dim above 2^22 with no divisor near its root, such as a prime, of which nothing is proved.
 
     Example:
       >>> import numpy as np
@@ -103,14 +105,16 @@ def clip_and_sum(
 
     Args:
       values: `[n, dim]` float32.
-      l2_bound: 1e-12 to 1e12; may be traced, and is then not checked.
+      l2_bound: 1e-12 to 1e12. It may be traced, as a scalar, and is then not checked: a larger one
+        counts as 1e12, and with a smaller one or NaN everything becomes zero.
       implementation: as for `clip_rows`.
 
     Returns:
       The total and the norms.
 
     Raises:
-      ValueError: another shape or dtype, a bound outside its range, an unknown implementation.
+      ValueError: another shape or dtype, a bound outside its range, an unknown implementation; or a
+        dim above 2^22 with no divisor near its root, such as a prime, of which nothing is proved.
 
     Example:
       >>> import numpy as np
@@ -142,14 +146,31 @@ def _checked(
             f"{where}: `values` needs {wanted}, "
             f"got {dtype}{list(shape) if shape is not None else ''}. Flatten and convert it first."
         )
-    if not isinstance(l2_bound, jax.Array):
-        number = isinstance(l2_bound, int | float | np.integer | np.floating)
-        if not number or isinstance(l2_bound, bool) or not MIN_BOUND <= l2_bound <= MAX_BOUND:
-            raise ValueError(
-                f"{where}: `l2_bound` needs a number from {MIN_BOUND:g} to {MAX_BOUND:g}, "
-                f"got {l2_bound!r}. Give a norm such as 1.0."
-            )
+    if norm_slack(shape[-1]) == 1.0:
+        raise ValueError(
+            f"{where}: `values` needs rows whose length has a divisor near its root, so that float "
+            f"errors are bounded, got {shape[-1]}. Pad them with zeros to a multiple of 4096."
+        )
+    if not _is_bound(l2_bound):
+        raise ValueError(
+            f"{where}: `l2_bound` needs a number from {MIN_BOUND:g} to {MAX_BOUND:g}, "
+            f"got {l2_bound!r}. Give a norm such as 1.0."
+        )
     return jnp.asarray(values), jnp.asarray(l2_bound, jnp.float32)
+
+
+def _is_bound(l2_bound: object) -> bool:
+    if isinstance(l2_bound, jax.Array):
+        real = jnp.issubdtype(l2_bound.dtype, jnp.floating) and l2_bound.shape == ()
+        if not real or isinstance(l2_bound, Tracer):
+            return bool(real)
+    elif isinstance(l2_bound, bool) or not isinstance(
+        l2_bound, int | float | np.integer | np.floating
+    ):
+        return False
+    # Compared as Python numbers; the least bound may have been rounded to float32 already.
+    number = l2_bound if isinstance(l2_bound, int) else float(l2_bound)
+    return float(np.float32(MIN_BOUND)) <= number <= MAX_BOUND
 
 
 def _concrete(where: str, values: Array, bound: Array) -> tuple[np.ndarray, float]:

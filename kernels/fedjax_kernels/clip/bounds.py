@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+#: What rows may be clipped to: far from what float32 cannot hold.
+MIN_BOUND, MAX_BOUND = 1e-12, 1e12
 _UNIT = 2.0**-24  # the largest relative error of one float32 operation
 
 
@@ -66,11 +68,12 @@ def summation_error(num_rows: int, l2_bound: float) -> float:
     norm of that is at most c times the sum of the rows' norms, n l2_bound.
 
     Args:
-      num_rows: n, below 2^22.
+      num_rows: n.
       l2_bound: what the rows are clipped to.
 
     Returns:
-      The bound. Two sums that differ in one row are l2_bound plus twice this apart at most.
+      The bound; infinite from 2^22 rows on, where nothing is proved. Two sums that differ in one
+      row are l2_bound plus twice this apart at most.
 
     Example:
       >>> from fedjax_kernels import clip
@@ -80,4 +83,4 @@ def summation_error(num_rows: int, l2_bound: float) -> float:
     Source: as for `norm_slack`.
     """
     steps = (num_rows + 1) * _UNIT
-    return steps / (1 - steps) * num_rows * l2_bound
+    return steps / (1 - steps) * num_rows * l2_bound if steps < 0.25 else math.inf

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-from fedjax_kernels.clip.bounds import norm_slack, parts_of
+from fedjax_kernels.clip.bounds import MAX_BOUND, MIN_BOUND, norm_slack, parts_of
 
 _HUGE = 2.0**-80  # squares of float32 times this, and sums of 2^31 of them, do not overflow
 
@@ -52,8 +52,10 @@ def _factors(values: Array, bounds: Array) -> tuple[Array, Array, Array]:
     again = lax.cond(jnp.all(usual), lambda squared: squared, scaled, squared)
     root = jnp.sqrt(jnp.where(usual, squared, again))
     finite = jnp.isfinite(root)
-    target = bounds * jnp.float32(1 - norm_slack(values.shape[1]))
-    factor = jnp.where(usual, jnp.minimum(1.0, target / root), target / root)
+    # A traced bound is not checked before: where nothing is proved of it, nothing comes out.
+    allowed = jnp.where(bounds >= MIN_BOUND, jnp.minimum(bounds, MAX_BOUND), 0.0)
+    target = allowed * jnp.float32(1 - norm_slack(values.shape[1]))
+    factor = jnp.where(usual & (root <= target), jnp.sign(target), target / root)
     power = jnp.where(usual, jnp.float32(1.0), jnp.float32(_HUGE))
     norm = jnp.where(usual, root, root * jnp.float32(1 / _HUGE))
     return (
