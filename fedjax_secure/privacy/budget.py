@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from fedjax_secure.core.errors import BudgetError, SpecError
 from fedjax_secure.privacy.accounting import Adjacency, Spend, compose, most_rounds
+from fedjax_secure.privacy.accounting.arguments import rounded_up
 
 try:
     import fcntl
@@ -291,6 +292,12 @@ class Budget:
                                 fix="Count rounds and attempts from 0.")
         self._check_kind(spend)
         with self._locked(f"run {run_id!r}, round {round}"):
+            if settled_groups_path(
+                    self._path.parent, self.fingerprint, self.unit, self.label).exists():
+                raise BudgetError(
+                    where, need="people whose privacy was not spent by groups",
+                    found="an individual budget that was spent from", fix="Go on with "
+                    "IndividualBudget.open(...); the two do not add up by themselves.")
             history = self._read()
             entries = history.entries
             for entry in _since_reset(entries):
@@ -339,7 +346,7 @@ class Budget:
     def __repr__(self) -> str:
         label = f", label={self.label!r}" if self.label else ""
         try:
-            spent = f"{self.spent:.4g}"
+            spent = rounded_up(self.spent)
         except BudgetError:
             spent = "unreadable"
         return (f"Budget(unit={self.unit!r}{label}, spent={spent} of epsilon={self.epsilon:g} "
@@ -368,8 +375,8 @@ class Budget:
         label = f" The budget is labelled {self.label!r}." if self.label else ""
         raise BudgetError(
             self._where, need=f"a total of at most epsilon {self.epsilon:.6g} at "
-            f"dp_delta {self.dp_delta:g} (spent so far: {spent:.6g})",
-            found=f"{total:.6g} with {what} ({_text(spend)}, {rounds} times); "
+            f"dp_delta {self.dp_delta:g} (spent so far: {rounded_up(spent, 6)})",
+            found=f"{rounded_up(total, 6)} with {what} ({_text(spend)}, {rounds} times); "
             f"{self._fitting(counted, spend)} such rounds still fit",
             fix="Take fewer rounds, more noise or a lower sampling rate, or have whoever answers "
             f"for the data record a reset(reason=..., by=...).{label}")
@@ -522,6 +529,11 @@ def _file_name(fingerprint: str, unit: str, label: str | None) -> str:
     words = [re.sub(r"[^A-Za-z0-9]+", "-", word)[:24].strip("-") for word in
              (unit, label or "real")]
     return "-".join([*words, identity]) + ".jsonl"
+
+
+def settled_groups_path(folder: Path, fingerprint: str, unit: str, label: str | None) -> Path:
+    """Where an individual budget writes, once it is spent from, that people have groups."""
+    return (folder / _file_name(fingerprint, unit, label)).with_suffix(".groups")
 
 
 def _since_reset(entries: tuple[BudgetEntry, ...]) -> tuple[BudgetEntry, ...]:

@@ -15,6 +15,7 @@ import pytest
 
 from fedjax_secure.core.errors import BudgetError, SpecError
 from fedjax_secure.privacy.accounting import Spend, compose
+from fedjax_secure.privacy.accounting.arguments import rounded_up
 from fedjax_secure.privacy.budget import Budget
 
 ROUND = Spend(noise_multiplier=2.0, sampling_rate=0.1, unit="patient")
@@ -96,7 +97,8 @@ def test_the_round_that_overspends_is_refused(tmp_path):
         budget.spend("run", fits, ROUND)
     message = str(refused.value)
     total = compose([ROUND] * (fits + 1), 1e-3)
-    for part in ("epsilon 0.65", f"spent so far: {budget.spent:.6g}", f"{total:.6g} with round",
+    for part in ("epsilon 0.65", f"spent so far: {rounded_up(budget.spent, 6)}",
+                 f"{rounded_up(total, 6)} with round",
                  "0 such rounds still fit", "fewer rounds"):
         assert part in message
     assert budget.path.read_bytes() == before

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from .arguments import is_positive, require, require_dp_delta
+from .arguments import as_tuple, is_positive, require, require_dp_delta
 from .compose import Accountant, compose
 from .spend import Adjacency, Sampling, Spend
 
@@ -310,7 +310,9 @@ def epsilon_by_unit(participation: Mapping[str, Iterable[Spend]], dp_delta: floa
         ('a', True)
     """
     where = "epsilon_by_unit"
-    spends = {name: tuple(history) for name, history in participation.items()}
+    require(isinstance(participation, Mapping), where, "a mapping from units to their spends",
+            type(participation).__name__, 'Give {"a": [Spend(...)], "b": [Spend(...)]}.')
+    spends = {name: as_tuple(where, history) for name, history in participation.items()}
     require(bool(spends), where, "at least one unit", "none", "Name the units and their spends.")
     for name in ("unit", "adjacency"):
         found = sorted({getattr(spend, name) for history in spends.values() for spend in history})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arguments import require, require_dp_delta
+from .arguments import require, require_dp_delta, rounded_up
 from .compose import Accountant, Total, compose, delta_profile, total
 from .spend import Adjacency, Spend, require_adjacency
 
@@ -90,15 +90,17 @@ class Explanation:
                  f"raise a false alarm in {_percent(rate)} (blind guessing: {_percent(rate)})"
                  for rate in _RATES]
         return (
-            f"The guarantee: epsilon {self.epsilon:.4g} at delta {self.dp_delta:.3g}, for one "
-            f"{unit}. It bounds what everything released, taken together, can tell anybody "
+            f"The guarantee: epsilon {rounded_up(self.epsilon)} at delta "
+            f"{rounded_up(self.dp_delta, 3)}, for one {unit}. It bounds what everything "
+            "released, taken together, can tell anybody "
             f"about whether {cases}.",
             f"The best possible attack, even one that knows all other data, detects it in "
             f"{rates[0]}, and in {rates[1]}.",
             f"Someone who holds both cases for equally likely (50%) guesses the right one at most "
             f"{_percent(self.accuracy)} of the time after seeing what was released.",
             f"Nobody who held both for equally likely becomes more than {_percent(self.belief)} "
-            f"sure of the true one, except with a probability of at most {self.surprise:.3g}.",
+            f"sure of the true one, except with a probability of at most "
+            f"{rounded_up(self.surprise, 3)}.",
             "These are upper bounds, not measured risks: real attacks are often far weaker, and "
             "never stronger as long as noise, clipping and sampling are as stated.",
             f"It does not bound what is learnt about people in general, which may be true of a "
@@ -129,7 +131,9 @@ class Explanation:
                       fontsize=9, ha="center", va="center")
         axes.set(xlim=(-0.01, 1), ylim=(0, 1.01), xlabel="false alarms",
                  ylabel="detections, at most",
-                 title=f"One {self.unit}: epsilon {self.epsilon:.3g} at delta {self.dp_delta:.3g}")
+                 title=f"One {self.unit}: epsilon {rounded_up(self.epsilon, 3)} at delta "
+                 f"{rounded_up(self.dp_delta, 3)}")
+        axes.title.set_parse_math(False)
         percent = [f"{tick}%" for tick in range(0, 101, 20)]
         axes.set_xticks(np.linspace(0, 1, 6), percent)
         axes.set_yticks(np.linspace(0, 1, 6), percent)
@@ -206,6 +210,8 @@ released, taken together, can tell anybody about whether one patient's data were
         dp_delta = spends.dp_delta if dp_delta is None else dp_delta
         accountant = spends.accountant if accountant is None else accountant
         spends = spends.spends
+    require(unit is None or (isinstance(unit, str) and bool(unit)), where, "a unit, as a word",
+            f"unit={unit!r}", 'Say whose privacy it is, for example unit="patient".')
     require_dp_delta(where, dp_delta)
     assert dp_delta is not None
     if spends is None:

@@ -107,7 +107,8 @@ class Spend:
 
     def __post_init__(self) -> None:
         where = "Spend"
-        require(self.kind in PARAMETERS, where, f"a kind among {sorted(PARAMETERS)}",
+        require(isinstance(self.kind, str) and self.kind in PARAMETERS, where,
+                f"a kind among {sorted(PARAMETERS)}",
                 f"kind={self.kind!r}", "Account another mechanism by its own (epsilon, dp_delta): "
                 'kind="approximate".')
         if self.kind == "gaussian":
@@ -240,6 +241,7 @@ def _pairs(kind: str, given: Mapping[str, float] | Iterable[tuple[str, float]],
 
 def require_adjacency(where: str, adjacency: object) -> None:
     """Refuses what is no neighbouring relation that accountants know."""
-    require(adjacency in RELATIONS, where, f"adjacency among {sorted(RELATIONS)}",
+    require(isinstance(adjacency, str) and adjacency in RELATIONS, where,
+            f"adjacency among {sorted(RELATIONS)}",
             f"adjacency={adjacency!r}",
             'Use "add_remove" unless the number of units is public and fixed.')
