@@ -18,6 +18,8 @@ cost, ICML 2023 (book-keeping: no second pass through the network).
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -184,8 +186,15 @@ def _dependencies(module, params, places, example, records, many):
 
 
 def _run(module, recorder, others, x):
+    recorder.others = others
     with nn.intercept_methods(recorder.intercept):
         return module.apply({"params": others}, x)
+
+
+def _at(params: Any, path: Path) -> Any:
+    for name in path:
+        params = params[name]
+    return params
 
 
 class _Recorder:
@@ -202,6 +211,7 @@ class _Recorder:
 
     def __init__(self, params, places, records, zeros, many, only):
         self.params, self.places, self.records = params, places, records
+        self.others: Any = None  # what the module itself is run with
         self.zeros, self.many, self.only = zeros, many, only
         self.taps: list[Tap] = []
         self.inputs: list[Any] = []
@@ -220,6 +230,7 @@ class _Recorder:
         if self.only is not None and path not in self.only:
             return next_fun(*args, **kwargs)
         fits = len(args) >= 1 and not kwargs and all(map(self._is_batch, args))
+        fits = fits and self._holds_its_own(module, path)
         if fits:
             rule = _RULES.get(type(module), _layer_of_unknown_kind)
             self._inside = True
@@ -240,16 +251,22 @@ class _Recorder:
             subtree = subtree[name]
         return True
 
+    def _holds_its_own(self, module: nn.Module, path: Path) -> bool:
+        """Whether a layer computes with the parameters at its path as they are.
+
+        Inside a transformation (map_variables, scan, vmap) it gets what that makes of them.
+        """
+        held = jax.tree.leaves(module.variables.get("params", {}))
+        own = jax.tree.leaves(_at(self.others, path))
+        return len(held) == len(own) and all(map(operator.is_, held, own))
+
     def _is_batch(self, array: Any) -> bool:
         shape = getattr(array, "shape", ())
         return len(shape) >= 1 and shape[0] == self.records
 
     def of(self, path: Path) -> Any:
         """The parameters of the layer at a path."""
-        subtree = self.params
-        for name in path:
-            subtree = subtree[name]
-        return subtree
+        return _at(self.params, path)
 
     def own(self, path: Path, *names: str) -> tuple[jax.Array, ...]:
         """Zeros for parameters of a layer, one copy for each record; the same in each call."""
@@ -288,9 +305,22 @@ def _is_plain(x: jax.Array, module: Any) -> bool:
     return x.dtype == jnp.float32 and getattr(module, "dtype", None) in (None, jnp.float32)
 
 
+def _is_known(module: nn.Module, *handled: str) -> bool:
+    """Whether a layer differs from its kind's defaults in settings only that its rule looks at.
+
+    A product or a promotion of the user's own, for example, would be left out in silence.
+    """
+    names = {"parent", "name", "param_dtype", *handled}
+    return all(
+        getattr(module, field.name) is field.default
+        for field in dataclasses.fields(module)
+        if field.name not in names
+    )
+
+
 def _dense(recorder: _Recorder, module: nn.Dense, path: Path, x: jax.Array) -> Any:
-    given = (module.dot_general, getattr(module, "dot_general_cls", None))
-    if not _is_plain(x, module) or any(part is not None for part in given) or x.ndim < 2:
+    handled = ("features", "use_bias", "dtype", "precision", "kernel_init", "bias_init")
+    if not _is_known(module, *handled) or not _is_plain(x, module) or x.ndim < 2:
         return None
     params = recorder.of(path)
     kernel, names = params["kernel"], ["kernel", "bias"][: len(params)]
@@ -329,12 +359,19 @@ def _conv_relu_pool(recorder: _Recorder, module: ConvReluPool, path: Path, x: ja
     )
 
 
+_CONV_SETTINGS = (
+    "features", "kernel_size", "strides", "padding", "input_dilation", "kernel_dilation",
+    "feature_group_count", "use_bias", "mask", "dtype", "kernel_init", "bias_init",
+)  # fmt: skip
+
+
 def _flax_conv(recorder: _Recorder, module: nn.Conv, path: Path, x: jax.Array) -> Any:
     axes = len(module.kernel_size)
     dilated = (module.input_dilation, module.kernel_dilation)
     named = isinstance(module.padding, str) and module.padding.upper() in ("SAME", "VALID")
     plain = (
-        _is_plain(x, module)
+        _is_known(module, *_CONV_SETTINGS)
+        and _is_plain(x, module)
         and x.ndim == axes + 2 <= 5
         and module.feature_group_count == 1
         and all(rate in (None, 1) or set(rate) == {1} for rate in dilated)
@@ -365,9 +402,13 @@ def _embed(recorder: _Recorder, module: Embed, path: Path, tokens: jax.Array) ->
 
 def _flax_embed(recorder: _Recorder, module: nn.Embed, path: Path, tokens: jax.Array) -> Any:
     table = recorder.of(path)["embedding"]
-    if path in recorder.many or module.dtype not in (None, jnp.float32) or len(table) < 2:
+    known = _is_known(module, "num_embeddings", "features", "dtype", "embedding_init")
+    plain = known and module.dtype in (None, jnp.float32) and len(table) >= 2
+    if path in recorder.many or not plain:
         recorder.refused.add(path)
         return None
+    tokens = tokens.astype(jnp.int32)
+    tokens = jnp.where(tokens < 0, tokens + len(table), tokens)  # -1 is the last: the same token
     shape = (*tokens.shape[1:], table.shape[1])
     return jnp.take(table, tokens, axis=0) + recorder.outer(
         path, ["embedding"], shape, tokens, "lookup"

@@ -24,7 +24,13 @@ from fedjax_secure.models import (
     resnet,
     sensor_cnn,
 )
-from fedjax_secure.training.ghost import GhostNotice, clipped_sum, coverage, norm_margin
+from fedjax_secure.training.ghost import (
+    GhostNotice,
+    clipped_sum,
+    coverage,
+    ghost_sums,
+    norm_margin,
+)
 
 TOKENS = 11
 
@@ -89,6 +95,29 @@ class _RecordsLast(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(3)(nn.Dense(4)(x.swapaxes(0, 1)).swapaxes(0, 1).mean(1))
+
+
+class _Transformed(nn.Module):
+    """A layer that computes with something else than the parameters at its path."""
+
+    @nn.compact
+    def __call__(self, x):
+        squared = nn.map_variables(
+            nn.Dense, "params", lambda tree: jax.tree.map(lambda p: 2 * p**2, tree), init=True
+        )
+        return nn.Dense(3)(jnp.tanh(squared(4)(x)))
+
+
+class _Mixed(nn.Module):
+    """Records less their batch's mean."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x - x.mean(0))
+
+
+def _twice(function):
+    return lambda *args, **settings: 2 * function(*args, **settings)
 
 
 def _of(*layers, shape, dtype=None):
@@ -230,12 +259,21 @@ def test_layers_of_an_unknown_kind_are_worked_record_by_record_with_a_notice():
     [
         (_Raw(), (4,), None, "by (used outside"),
         (_Tied(), (6,), jnp.int32, "table/embedding (used outside"),
+        (_Transformed(), (4,), None, "kernel (used outside"),
+        (nn.Dense(3, dot_general=_twice(jax.lax.dot_general)), (4,), None, "kernel (used outside"),
+        (
+            nn.Dense(3, promote_dtype=lambda *args, **_: [3 * a for a in args]),
+            (4,), None, "kernel (used outside",
+        ),
         (_RecordsLast(), (4, 2), None, "Dense_1/kernel (used outside"),
         (_RecordsLast(), (5, 2), None, "something else than records"),
         (_RecordsLast(), (3, 2), None, "something else than records"),
     ],
-    ids=["a raw parameter", "tied", "times first", "of 5 times", "of 3 times"],
-)
+    ids=[
+        "a raw parameter", "tied", "transformed", "another product", "another promotion",
+        "times first", "of 5 times", "of 3 times",
+    ],
+)  # fmt: skip
 def test_what_no_tap_covers_is_found_out_and_worked_by_vmap(module, shape, dtype, words):
     """A parameter that is used unseen would silently lack from the gradient."""
     model = from_flax(module, shape, 3, dtype=dtype)
@@ -244,6 +282,40 @@ def test_what_no_tap_covers_is_found_out_and_worked_by_vmap(module, shape, dtype
     with pytest.warns(GhostNotice, match="whole gradient is made by vmap"):
         found.warn(model)
     _agrees(model)
+
+
+def test_a_convolution_of_the_users_own_is_not_replaced():
+    own = _twice(jax.lax.conv_general_dilated)
+    model = _of(nn.Conv(4, (2,), conv_general_dilated=own), shape=(5, 2))
+    assert coverage(model).one_by_one == ("layers_0 (Conv)",)
+    _agrees(model)
+
+
+def test_one_token_under_two_numbers_has_one_gradient():
+    """Counted as two, a record's gradient would seem shorter by up to a root of two."""
+    model = LAYERS["flax's embedding"]()
+    params = params_of(model)
+    x = jnp.array([[-1, TOKENS - 1] * 3, [0, -TOKENS, 0, 1, 1 - TOKENS, 2]], jnp.int32)
+    y = jnp.array([0, 1], jnp.int32)
+    out = summed(model)(params, x, y, 0.01, jnp.ones(2, bool))
+    rows = rows_of(model, params, x, y)
+    np.testing.assert_allclose(out.norms, np.linalg.norm(rows, axis=1), rtol=1e-5)
+
+
+def test_a_model_that_mixes_records_is_refused():
+    """One record would act through the gradients of all others: nothing would be bounded."""
+    mixed = from_flax(_Mixed(), 4, 3)
+    with pytest.raises(SpecError, match="no record's loss depends on other records"):
+        ghost_sums(mixed, 1.0)
+    over_records = from_flax(_of_norm(reduction_axes=(0,)), 4, 3)
+    with pytest.raises(SpecError, match="no record's loss depends on other records"):
+        ghost_sums(over_records, 1.0)
+    for name in ("mlp", "dense over time", "norms", "flax's embedding"):
+        ghost_sums({**FACTORIES, **LAYERS}[name](), 1.0)
+
+
+def _of_norm(**settings):
+    return nn.Sequential([nn.LayerNorm(**settings), nn.Dense(3)])
 
 
 def test_a_model_without_taps_is_worked_by_vmap():
@@ -295,6 +367,18 @@ def test_norms_of_very_large_and_small_gradients(method):
     # the sigmoid's derivative is 1/2 at zero, the bias's input is 1
     np.testing.assert_allclose(out.norms[:2], [2.5e18, np.hypot(2.5e-5, 0.5)], rtol=1e-6)
     assert out.finite.tolist()[:2] == [True, True]
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+@pytest.mark.parametrize("large", [8e37, 9e37, 2e38, 3.4e38])
+def test_the_largest_floats_are_not_taken_for_small_ones(large, method):
+    """From 2^126 on, a reciprocal is flushed to zero, and so would be the norm."""
+    model = logistic_regression(3, 2)
+    params = model.init(jax.random.key(0))
+    x = jnp.array([[large, 0, 0], [0, 0, 1], [large, large, -large]], jnp.float32)
+    out = summed(model, method=method)(params, x, jnp.zeros(3, jnp.int32), 1.0, jnp.ones(3, bool))
+    assert out.finite.tolist() == [False, True, False]
+    assert np.linalg.norm(np.asarray(out.total, np.float64)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ Method = Literal["ghost", "vmap"]
 #: Unit roundoff of float32.
 ROUNDOFF = 2.0**-24
 _LEAST_SCALE = 2.0**-125  # the smallest float32 whose reciprocal is finite, with room
+#: Largest magnitude that norms are made of. From 2^126 on a reciprocal is no normal float32, and
+#: may be flushed to zero: the longest of all gradients would pass as the shortest.
+LARGEST = 2.0**100
 
 
 class GhostNotice(UserWarning):
@@ -41,8 +44,8 @@ class ClippedSum(NamedTuple):
     Attributes:
         total: a pytree like the parameters, float32.
         norms: ``[records] float32``, of the gradients before clipping; 0 in unused places.
-        finite: ``[records] bool``: False for a record whose gradient, or its norm, is not finite;
-            it adds exactly zero. True in unused places.
+        finite: ``[records] bool``: False for a record whose gradient, or its norm, is not finite,
+            or has parts above 2^100; it adds exactly zero. True in unused places.
         losses: ``[records] float32``.
     """
 
@@ -167,8 +170,10 @@ def _by_taps(model, params, x, y, l2_bound, valid) -> ClippedSum:
 
     zeros = tuple(jnp.zeros((records, *tap.shape), jnp.float32) for tap in network.taps)
     gradients, (losses, inputs) = jax.grad(total_loss, has_aux=True)(zeros)
+    # else XLA may compute them twice, with other roundings: what is clipped is what is summed
+    gradients, inputs = lax.optimization_barrier((gradients, inputs))
     parts = [
-        _PARTS[tap.kind](tap, gradient, given)
+        _PARTS[tap.kind].of(tap, gradient, given)
         for tap, gradient, given in zip(network.taps, gradients, inputs, strict=True)
     ]
     norms = jnp.sqrt(sum(jnp.square(part.norms()) for part in parts))
@@ -198,7 +203,10 @@ class _Own(NamedTuple):
 
     tap: Any
     gradient: jax.Array
-    inputs: None
+
+    @classmethod
+    def of(cls, tap, gradient, inputs):
+        return cls(tap, gradient)
 
     def norms(self) -> jax.Array:
         return norms_of(self.gradient)
@@ -215,6 +223,10 @@ class _Outer(NamedTuple):
     gradient: jax.Array
     inputs: jax.Array
 
+    @classmethod
+    def of(cls, tap, gradient, inputs):
+        return cls(tap, gradient, inputs)
+
     def norms(self) -> jax.Array:
         own = norms_of(self.inputs)
         if len(self.tap.leaves) == 2:  # the bias's input is 1
@@ -230,33 +242,33 @@ class _Outer(NamedTuple):
 
 
 class _Lookup(NamedTuple):
-    """An embedding: token numbers, and the gradients at their vectors."""
+    """An embedding: token numbers, and the whole gradient of each at the first place of its own."""
 
     tap: Any
     gradient: jax.Array
-    inputs: jax.Array
+    tokens: jax.Array
 
-    def _of_tokens(self):
-        """Tokens, and the whole gradient of each at the first place where it stands."""
-        tokens = self.inputs.reshape(len(self.inputs), -1)
-        gradient = self.gradient.reshape(*tokens.shape, -1)
+    @classmethod
+    def of(cls, tap, gradient, inputs):
+        tokens = inputs.reshape(len(inputs), -1)
+        gradient = gradient.reshape(*tokens.shape, -1)
         same = tokens[:, :, None] == tokens[:, None, :]
         first = jnp.argmax(same, 2) == jnp.arange(tokens.shape[1])
         summed = lax.dot_general(
             same.astype(jnp.float32), gradient, (((2,), (1,)), ((0,), (0,))),
             precision=lax.Precision.HIGHEST,
         )  # fmt: skip
-        return tokens, jnp.where(first[..., None], summed, 0)
+        whole = lax.optimization_barrier(jnp.where(first[..., None], summed, 0))
+        return cls(tap, whole, tokens)
 
     def norms(self) -> jax.Array:
-        return norms_of(self._of_tokens()[1])
+        return norms_of(self.gradient)
 
     def sums(self, factors, used, leaves):
-        tokens, gradient = self._of_tokens()
-        weighted = _kept(gradient, used) * factors[:, None, None]
+        weighted = _kept(self.gradient, used) * factors[:, None, None]
         place = self.tap.leaves[0]
         flat = weighted.reshape(-1, weighted.shape[-1])
-        yield place, jnp.zeros_like(leaves[place]).at[tokens.reshape(-1)].add(flat)
+        yield place, jnp.zeros_like(leaves[place]).at[self.tokens.reshape(-1)].add(flat)
 
 
 _PARTS = {"own": _Own, "outer": _Outer, "lookup": _Lookup}
@@ -274,14 +286,16 @@ def _kept(values: jax.Array, used: jax.Array) -> jax.Array:
 def norms_of(values: jax.Array) -> jax.Array:
     """L2 norms of records' values, in two steps so that few roundings follow one another.
 
-    Values are divided by the largest first: squares neither vanish nor overflow.
+    Values are divided by the largest first: squares neither vanish nor overflow. Of values above
+    `LARGEST` the norm is infinite.
     """
     flat = values.reshape(len(values), -1)
     largest = jnp.maximum(jnp.max(jnp.abs(flat), axis=1), _LEAST_SCALE)
     squares = jnp.square(flat * (1 / largest)[:, None])
     rows = squares.reshape(len(values), -1, _row_length(flat.shape[1]))
     # else XLA makes one long sum of the two
-    return largest * jnp.sqrt(lax.optimization_barrier(rows.sum(2)).sum(1))
+    norms = largest * jnp.sqrt(lax.optimization_barrier(rows.sum(2)).sum(1))
+    return jnp.where(largest > LARGEST, jnp.inf, norms)
 
 
 def _row_length(size: int) -> int:
@@ -297,6 +311,7 @@ def _by_rows(model, params, x, y, l2_bound, valid) -> ClippedSum:
         return model.loss(params, x[None], y[None])[0]
 
     losses, gradients = jax.vmap(jax.value_and_grad(loss_of), (None, 0, 0))(params, x, y)
+    gradients = lax.optimization_barrier(gradients)
     norms = jnp.sqrt(sum(jnp.square(norms_of(leaf)) for leaf in jax.tree.leaves(gradients)))
     finite = jnp.isfinite(norms) | ~valid
     used = finite & valid
@@ -335,8 +350,10 @@ def norm_margin(model: TrainableModel) -> float:
         4. The factor ``l2_bound / norm`` adds u, its product with ``g`` another u.
         5. Rounding ``l2_bound`` itself to float32 adds u.
 
-        Values below 2^-126 count as zero; for bounds of 1e-3 or more and arrays of at most 2^26
-        values that changes a norm by less than u.
+        Values below 2^-126 count as zero, or are rounded to multiples of 2^-149; for bounds of 1e-3
+        or more and arrays of at most 2^26 values that changes a norm by less than u. Products of
+        them with inputs do not either, as inputs above 2^100 make a norm infinite, and the record
+        add nothing.
 
     Assumes:
         Sums of products in any order and with or without fused multiply-add, but no products of

@@ -60,7 +60,8 @@ def ghost_sums(
         Work that sends ``[dim] float32``.
 
     Raises:
-        SpecError: a bound or batch size outside these ranges.
+        SpecError: a bound or batch size outside these ranges, or a model in which a record's loss
+            depends on the other records of its batch: its gradient could not be clipped.
 
     Source:
         Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1 (without noise);
@@ -72,7 +73,10 @@ def ghost_sums(
     whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
     if not whole or batch_size < 1:
         raise _refuse("a batch_size of 1 or more", f"{batch_size!r}", "Try 64.")
-    coverage(model).warn(model)
+    covered = coverage(model)
+    if covered.complete:
+        _need_apart(model)
+    covered.warn(model)
     margin = 1.0 - norm_margin(model)
 
     def start(shared, own, state):
@@ -99,6 +103,31 @@ def ghost_sums(
 
     phases = (Phase(step, partial=False),)
     return ClientWork("ghost_sums", model.dim, start, phases, finish, batch_size=int(batch_size))
+
+
+def _need_apart(model: TrainableModel) -> None:
+    """Refuses a model whose losses mix records: tried with numbers, on a batch of four.
+
+    Where records are differentiated one by one, none has others beside it.
+    """
+    rng = np.random.default_rng(0)
+
+    def numbers(leaf):
+        inputs = max(1, leaf.size // leaf.shape[-1]) if leaf.shape and leaf.size else 1
+        return (rng.normal(size=leaf.shape) / np.sqrt(inputs)).astype(np.float32)
+
+    params = jax.tree.map(numbers, jax.eval_shape(model.init, jax.random.key(0)))
+    x = rng.normal(size=(2, 4, model.num_features)).astype(np.float32)
+    y = rng.integers(0, model.num_classes, (2, 4)).astype(np.int32)
+    x[1, :2], y[1, :2] = x[0, :2], y[0, :2]
+    losses = jax.jit(model.loss)
+    found = [np.asarray(losses(params, *batch))[:2] for batch in zip(x, y, strict=True)]
+    if not np.array_equal(*found, equal_nan=True):
+        raise _refuse(
+            "a model in which no record's loss depends on other records of its batch",
+            f"model `{model.name}`, where it does",
+            "Normalise over features (LayerNorm, GroupNorm), not over records.",
+        )
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
