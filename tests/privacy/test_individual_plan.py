@@ -251,6 +251,28 @@ def test_people_whose_privacy_was_spent_uniformly_are_refused(plan, tmp_path):
         opened(plan, tmp_path)
 
 
+def test_groups_are_settled_by_the_first_spend(plan, tmp_path):
+    opened(plan, tmp_path, groups=(1, 1, 1, 0))  # nothing was spent yet
+    budget, late = opened(plan, tmp_path), opened(plan, tmp_path, groups=(1, 0, 0, 1))
+    uniform = Budget.open("sha256:aa", "patient", epsilon=9.0, dp_delta=1e-4, folder=tmp_path)
+    budget.spend("run", 0, cost(plan))
+    renamed = dataclasses.replace(plan, groups=tuple(
+        dataclasses.replace(group, name=group.name + " people") for group in plan.groups))
+    with pytest.raises(BudgetError, match="first run"):
+        late.spend("run", 1, cost(plan))
+    for other, groups in ((plan, (1, 0, 0, 1)), (plan, (0, 1, 1)), (renamed, (0, 1, 1, 0))):
+        with pytest.raises(BudgetError, match="first run"):
+            opened(other, tmp_path, groups=groups)
+    with pytest.raises(BudgetError, match="by groups"):
+        uniform.spend("run", 0, Spend(2.0, 0.1, "patient"))
+    assert uniform.spent == 0 and opened(plan, tmp_path).report()["rounds"].tolist() == [1, 1]
+    (settled,) = tmp_path.glob("*.groups")
+    assert settled.stat().st_mode & 0o077 == 0
+    opened(plan, tmp_path, groups=(1, 0, 0, 1), label="demo")  # another budget
+    budget.reset(reason="new consent", by="the board")
+    opened(plan, tmp_path, groups=(1, 0, 0, 1)).spend("run", 1, cost(plan))
+
+
 def test_spends_that_are_not_the_plans_are_refused(plan, tmp_path):
     budget = opened(plan, tmp_path)
     for wrong in ({"noise_multiplier": 0.9 * plan.noise_multiplier}, {"sampling_rate": 0.05},
@@ -326,12 +348,12 @@ def test_a_federation_clips_each_group_to_its_own_bound(hospitals, tmp_path):
     assert bounds[groups == 1] == pytest.approx(widest)
     assert bounds[groups == 0] == pytest.approx(plan.groups[0].l2_share * widest, rel=0.02)
 
-    def run(folder, record_bounds):
+    def run(folder, record_bounds, clip=None):
         budget = IndividualBudget.open(data.population_fingerprint, data.unit, plan, groups=groups,
                                        label="simulation", folder=folder / "budget")
         return fs.Federation(
             model, data, fs.algorithms.fed_sgd(optax.sgd(0.5), record_bounds=record_bounds),
-            fs.chain(fs.privacy.clip(widest, unit="record"),
+            fs.chain(clip or fs.privacy.clip(widest, unit="record"),
                      fs.privacy.quantise(bits=26, scale=2.0**12),
                      fs.privacy.discrete_gaussian(plan.noise_multiplier, missing_shares=1)),
             selection=fs.selection.poisson_records(0.1), budget=budget, folder=folder / "run",
@@ -347,6 +369,10 @@ def test_a_federation_clips_each_group_to_its_own_bound(hospitals, tmp_path):
             run(tmp_path / "wrong", wrong)
     with pytest.raises(SpecError, match="a bound for each"):
         run(tmp_path / "wrong", bounds[1:])
+    # Once the norm has fallen to a group's bound, its records are as long as anybody's.
+    adaptive = fs.privacy.adaptive_clip(widest, unit="record")
+    with pytest.raises(BudgetError, match="its own bound"):
+        run(tmp_path / "wrong", bounds * np.float32(0.9), adaptive)
 
 
 def test_a_record_of_any_direction_stays_within_its_groups_integers():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedjax_secure.core.errors import BudgetError, SpecError
+from fedjax_secure.core.opening import write_durably
 
 from ..accounting import Adjacency, Spend
-from ..budget import Budget, BudgetEntry, _file_name, _since_reset
+from ..budget import Budget, BudgetEntry, _file_name, _since_reset, settled_groups_path
 from .plan import IndividualPlan, integer_norm
 
 if TYPE_CHECKING:
@@ -37,8 +42,10 @@ class IndividualBudget:
 
     Assumes:
         A person's group is a function of that person's own data, or of their wish, settled before
-        the first run: people who change their group would start anew. A dataset has one kind of
-        budget: :meth:`open` refuses one that was spent from uniformly.
+        the first run: people who change their group would start anew, so the first spend settles
+        everyone's, and others are refused until a reset. A dataset has one kind of budget: one that
+        was spent from uniformly is refused, and so is a uniform budget after the first spend here.
+        The budgets' folder holds a salted digest of the groups, which is not for others to read.
 
     Example:
         >>> import tempfile
@@ -86,8 +93,10 @@ class IndividualBudget:
         parts = {group.name: Budget.open(
             fingerprint, f"{unit} ({group.name})", epsilon=group.target_epsilon,
             dp_delta=plan.dp_delta, label=label, folder=folder) for group in plan.groups}
-        _refuse_uniform(next(iter(parts.values())), fingerprint, unit, label)
-        return cls(plan, numbers, parts, fingerprint, unit)
+        made = cls(plan, numbers, parts, fingerprint, unit)
+        made._require_settled()
+        _refuse_uniform(made._some, fingerprint, unit, label)
+        return made
 
     # -- what it is, as a federation asks a Budget --------------------------------------------
 
@@ -182,9 +191,11 @@ class IndividualBudget:
             The last group's entry, which is on disk, as all others' are.
 
         Raises:
-            BudgetError: it would overspend some group's budget. Then nothing is spent.
+            BudgetError: it would overspend some group's budget, or these people's privacy was
+                spent from uniformly or by other groups. Then nothing is spent.
         """
         costs = self._costs(spend)
+        self._settle()
         for name, cost in costs.items():
             if (run_id, round, attempt) not in _releases(self._parts[name]):
                 self._parts[name].check(cost, 1)
@@ -196,6 +207,7 @@ class IndividualBudget:
         """Starts counting from zero again for every group; see ``Budget.reset``."""
         for part in self._parts.values():
             part.reset(reason=reason, by=by)
+        self._settled_path.unlink(missing_ok=True)
 
     def require_drawn_by(
         self, groups: Any, rates: Sequence[float] | None, *,
@@ -284,6 +296,41 @@ class IndividualBudget:
     @property
     def _some(self) -> Budget:
         return next(iter(self._parts.values()))
+
+    @property
+    def _settled_path(self) -> Path:
+        return settled_groups_path(self._some.path.parent, self._fingerprint, self._unit,
+                                   self.label)
+
+    def _require_settled(self) -> bool:
+        """Refuses groups other than those that were spent from; False where none was yet."""
+        try:
+            settled = json.loads(self._settled_path.read_text("utf-8"))
+        except FileNotFoundError:
+            return False
+        if settled["digest"] != self._digest(settled["salt"]):
+            raise BudgetError(
+                "an individual budget", need="each person in the group that was spent from before",
+                found="other groups, or other names of them", fix="Open it with the groups of the "
+                "first run: who changes their group would start anew.")
+        return True
+
+    def _settle(self) -> None:
+        """Writes down, before the first spend, who is in which group; never over another's."""
+        if self._require_settled():
+            return
+        salt = secrets.token_hex(32)
+        temporary = self._settled_path.with_suffix(f".{secrets.token_hex(8)}")
+        write_durably(temporary, json.dumps({"salt": salt, "digest": self._digest(salt)}).encode())
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.link(temporary, self._settled_path)
+        temporary.unlink()
+        self._require_settled()
+        _refuse_uniform(self._some, self._fingerprint, self._unit, self.label)
+
+    def _digest(self, salt: str) -> str:
+        names = [self.plan.names[number] for number in self.groups.tolist()]
+        return hashlib.sha256(json.dumps([salt, names]).encode()).hexdigest()
 
     @property
     def _last(self) -> Budget:
