@@ -93,7 +93,7 @@ class FilteredSum:
             run_id, round, attempt: which release it is. Releasing one again is another release,
                 with rounding and noise of its own: give it another ``attempt``.
             vectors: ``[people, dim]``, each a function of that person's own data. One that is not
-                finite adds nothing.
+                finite, in integer units too, adds nothing.
             key: 32 secret bytes, used for nothing else; None takes fresh ones. Give one only in a
                 simulation that repeats.
 
@@ -102,7 +102,8 @@ class FilteredSum:
 
         Raises:
             SpecError: vectors of another shape.
-            BudgetError: the release was charged before.
+            BudgetError: the release was charged before, with whatever vectors: its noise would be
+                fresh, so it would be another release.
         """
         given = np.asarray(vectors, np.float64)
         people = len(self.accounts.persons)
@@ -113,15 +114,16 @@ class FilteredSum:
         rounding, noise = secret[:8].tobytes(), secret[8:].tobytes()
         integers = self._rounded(given, self.accounts.bounds(self.cost), rounding)
         self.accounts.charge(run_id, round, self.cost, np.sum(integers**2, axis=1),
-                             attempt=attempt)
+                             attempt=attempt, once=True)
         drawn = kernel.draw(self._table, jnp.asarray(device_keys([noise])[0]),
                             jnp.zeros(3, jnp.uint32), self.dim)
         return (integers.sum(axis=0) + np.asarray(drawn, np.int64)) / self._scale
 
     def _rounded(self, vectors: np.ndarray, allowed: np.ndarray, key: bytes) -> np.ndarray:
         """int64 [people, dim] with squared norms of at most ``allowed``, by exact arithmetic."""
-        finite = np.isfinite(vectors).all(axis=1)
-        scaled = np.where(finite[:, None], vectors, 0.0) * self._scale
+        with np.errstate(over="ignore"):  # what is too long to be scaled adds nothing, like NaN
+            scaled = vectors * self._scale
+        scaled = np.where(np.isfinite(scaled).all(axis=1)[:, None], scaled, 0.0)
         room = np.sqrt(allowed.astype(np.float64)) * (1 - 1e-12) - math.sqrt(self.dim)
         bounds = np.clip(room, 0.0, self._l2_bound * self._scale)
         largest = np.maximum(np.abs(scaled).max(axis=1), 1e-300)

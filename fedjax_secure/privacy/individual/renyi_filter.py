@@ -40,7 +40,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,11 @@ from fedjax_secure.core.opening import write_durably
 
 from ..accounting import ORDERS, Spend, renyi_of
 from ..accounting.arguments import is_positive, require, require_dp_delta
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
 
 _FORMAT = "fedjax-secure individual accounts 1"
 _NORM_STEPS = 1024  # norms are rounded up to one of these where sampling is accounted
@@ -188,7 +195,8 @@ class RenyiFilter:
     Guarantees:
         For each person, whatever the history, the charges never exceed the person's own budget: a
         charge that would is refused as a whole and nothing is written. When :meth:`charge`
-        returns, it is on disk. Charging a release again with the same norms counts once. With
+        returns, it is on disk. Charging a release again with the same norms counts once.
+        Processes that share the file charge it one after the other, and see each other's. With
         contributions bounded by :meth:`bounds`, all rounds together are (epsilon, dp_delta)-DP for
         that person, however later rounds depend on earlier ones (steps 1 to 5 of the module).
 
@@ -247,8 +255,10 @@ class RenyiFilter:
         self._spent = np.zeros(len(names))
         self._releases: dict[tuple[str, int, int], bytes] = {}
         self._path = None if path is None else Path(path)
+        self._known = b""  # the file as it was last read
         if self._path is not None:
-            self._load()
+            self._create()
+            self._read()
 
     @property
     def persons(self) -> tuple[str, ...]:
@@ -268,24 +278,27 @@ class RenyiFilter:
             int64 [people], at most the square of ``cost.largest_norm``.
         """
         self._check_order(cost)
+        self._read()
         # A little less than what is left: its sum with what is spent is rounded.
         return cost.norms_within(self._budgets - self._spent - 1e-15 * self._budgets)
 
     def charge(self, run_id: str, round: int, cost: RoundCost, squared_norms: np.ndarray, *,
-               attempt: int = 0) -> None:
+               attempt: int = 0, once: bool = False) -> None:
         """Charges everyone for their own contribution, on disk, before the sum is released.
 
         Args:
             run_id, round, attempt: which release it is; charging it again with the same norms
-                changes nothing.
+                changes nothing: it must be the same values with the very same noise.
             cost: of the round.
             squared_norms: int64 [people]: the exact squared norm of each person's rounded
                 integers. Where people are sampled: of everyone, drawn or not.
+            once: refuse a release that is on file, even with the same norms: for who draws fresh
+                noise each time.
 
         Raises:
             BudgetError: someone would exceed their own budget, or the release was charged with
-                other norms. Then nothing is charged and nothing may be released. The message
-                names nobody.
+                other norms (with ``once``, at all). Then nothing is charged and nothing may be
+                released. The message names nobody.
         """
         self._check_order(cost)
         squares = np.ascontiguousarray(squared_norms, np.int64)
@@ -294,33 +307,39 @@ class RenyiFilter:
                 f"shape {list(squares.shape)}", "Give 0 for who contributed nothing.")
         key, content = (run_id, int(round), int(attempt)), squares.tobytes()
         digest = _digest(content, cost)
-        if key in self._releases:
-            if self._releases[key] == digest:
-                return
-            raise BudgetError("a Renyi filter", need="the norms on file for this release",
-                              found="others", fix="A round released again with other "
-                              "contributions is another release: give it another attempt=.")
-        after = self._spent + cost.of(squares)
-        if np.any(after > self._budgets):
-            raise BudgetError(
-                "a Renyi filter", need="contributions within everyone's own budget",
-                found="one that is not", fix="Clip each person to bounds(cost) first.")
-        releases = {**self._releases, key: digest}
-        if self._path is not None:
-            write_durably(self._path, self._packed(after, releases))
-        self._spent, self._releases = after, releases
+        with self._locked():
+            self._read()
+            if key in self._releases:
+                if self._releases[key] == digest and not once:
+                    return
+                raise BudgetError(
+                    "a Renyi filter", need="a release that is not on file" if once else
+                    "the norms on file for this release", found="one that was charged" if once
+                    else "others", fix="A round released again with other contributions or other "
+                    "noise is another release: give it another attempt=.")
+            after = self._spent + cost.of(squares)
+            if np.any(after > self._budgets):
+                raise BudgetError(
+                    "a Renyi filter", need="contributions within everyone's own budget",
+                    found="one that is not", fix="Clip each person to bounds(cost) first.")
+            releases = {**self._releases, key: digest}
+            if self._path is not None:
+                write_durably(self._path, self._packed(after, releases))
+            self._spent, self._releases = after, releases
 
     def epsilon_of(self, person: str) -> float:
         """One person's own epsilon so far, for that person only. **Secret** to all others."""
         place = self._place(person)
+        self._read()
         spent = self._spent[place]
         if spent == 0:
             return 0.0
         if self._order is not None:
-            return float(spent + math.log1p(-1.0 / self._order)
-                         - math.log(self._dp_delta * self._order) / (self._order - 1.0))
-        return float(min(order * spent + math.log1p(-1.0 / order)
-                         - math.log(self._dp_delta * order) / (order - 1.0) for order in ORDERS))
+            return max(0.0, float(spent + math.log1p(-1.0 / self._order)
+                                  - math.log(self._dp_delta * self._order) / (self._order - 1.0)))
+        return max(0.0, float(min(
+            order * spent + math.log1p(-1.0 / order)
+            - math.log(self._dp_delta * order) / (order - 1.0) for order in ORDERS)))
 
     def target_of(self, person: str) -> float:
         """What all rounds may cost the person."""
@@ -373,13 +392,45 @@ class RenyiFilter:
             "releases": [[*key, digest] for key, digest in releases.items()]})
         return _sha(content) + content
 
-    def _load(self) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the accounts for one process; the system frees them when it dies."""
+        if self._path is None:
+            yield
+            return
+        if fcntl is None:
+            raise BudgetError("a Renyi filter", need="file locks of a POSIX system", found=os.name,
+                              fix="Run on Linux or macOS, or in WSL on Windows.")
+        lock = os.open(self._path.with_name(self._path.name + ".lock"),
+                       os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)  # frees the lock
+
+    def _create(self) -> None:
+        """The accounts of people of whom nothing was charged yet, where there is no file."""
         assert self._path is not None
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(self._path, self._packed(self._spent, {}))
+            with self._locked():
+                if not self._path.exists():
+                    write_durably(self._path, self._packed(self._spent, {}))
+
+    def _read(self) -> None:
+        """What all processes have charged so far."""
+        if self._path is None:
             return
-        content = self._path.read_bytes()
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            raise BudgetError(
+                "a Renyi filter", need=f"its file {self._path}", found=str(error.strerror),
+                fix="Restore it from a backup: without it, what was spent is not known.",
+            ) from None
+        if content == self._known:
+            return
         if _sha(content[32:]) != content[:32]:
             raise BudgetError("a Renyi filter", need=f"an intact file at {self._path}",
                               found="a damaged one", fix="Restore it from a backup. Nothing can be "
@@ -393,6 +444,7 @@ class RenyiFilter:
         self._spent = np.array(fields["spent"], np.float64)
         self._releases = {(run, round, attempt): digest
                           for run, round, attempt, digest in fields["releases"]}
+        self._known = content
 
 
 def _sha(content: bytes) -> bytes:
