@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, Protocol
 
 import jax
@@ -26,7 +25,7 @@ class Layered(Protocol):
 
 
 def layer_sizes(model: Layered) -> dict[str, int]:
-    """How many values each layer has, in the order in which a client's vector holds them.
+    """How many values each layer has, in the order in which a client's vector begins them.
 
     A layer is what shares all of a parameter's path but its last step: a kernel and its bias.
 
@@ -38,13 +37,20 @@ def layer_sizes(model: Layered) -> dict[str, int]:
         >>> layer_sizes(fs.models.mlp(fs.data.heart_disease(), hidden=(8,)))
         {'Dense_0': 248, 'Dense_1': 9}
     """
-    sizes: dict[str, int] = {}
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return {layer: sum(end - start for start, end in places)
+            for layer, places in _layer_places(model).items()}
+
+
+def _layer_places(model: Layered) -> dict[str, list[tuple[int, int]]]:
+    """Where each layer's values lie: from, to. Another layer's may lie between them."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    shapes, start = jax.eval_shape(model.init, jax.random.key(0)), 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         layer = ".".join(str(getattr(step, "key", getattr(step, "idx", step)))
                          for step in path[:-1]) or "model"
-        sizes[layer] = sizes.get(layer, 0) + math.prod(leaf.shape)
-    return sizes
+        places.setdefault(layer, []).append((start, start + math.prod(leaf.shape)))
+        start += math.prod(leaf.shape)
+    return places
 
 
 def clip_layers(model: Layered, *, total: float | None = None,
@@ -98,13 +104,15 @@ def clip_layers(model: Layered, *, total: float | None = None,
     for layer, bound in bounds.items():
         need_bound(_NAME, f"the norm of {layer}", bound)
     norms = [float(bounds[layer]) for layer in sizes]
-    ends = np.cumsum([0, *sizes.values()]).tolist()
+    places = [np.concatenate([np.arange(*part) for part in parts])
+              for parts in _layer_places(model).values()]
+    back = np.argsort(np.concatenate(places))
 
     def init(spec: Spec) -> tuple[Any, Spec]:
         need_unclipped(_NAME, spec)
         need(not spec.rotated, _NAME, "layers that lie side by side", "a rotated vector, in "
              "which they are mixed", "Put it before rotate(...).")
-        need(spec.dim == ends[-1], _NAME, f"one value for each of the model's {ends[-1]} "
+        need(spec.dim == len(back), _NAME, f"one value for each of the model's {len(back)} "
              "parameters", f"vectors of {spec.dim}", "Put it first in the chain, and use an "
              "algorithm whose clients send one vector. clip(...) takes any vector.")
         return {"norms": Static(tuple(norms))}, spec.replace(
@@ -113,7 +121,7 @@ def clip_layers(model: Layered, *, total: float | None = None,
 
     def client(state: Any, stream: Stream | None, value: jax.Array) -> jax.Array:
         return jnp.concatenate([
-            scaled_down(value[start:end], norm)
-            for (start, end), norm in zip(pairwise(ends), state["norms"].value, strict=True)])
+            scaled_down(value[place], norm)
+            for place, norm in zip(places, state["norms"].value, strict=True)])[back]
 
     return Stage(_NAME, init, client, per_record=unit == "record")

@@ -68,6 +68,8 @@ def randomised_response(epsilon: float) -> Stage:
              "float values that nothing has clipped or rounded",
              spec.dtype if spec.unit is None else f"values clipped per {spec.unit}",
              "Leave clip(...) and quantise(...) out: a vote needs neither.")
+        need(not spec.rotated, _NAME, "a value for each choice", "a rotated vector, whose "
+             "values are no choices", "Leave rotate() out.")
         need(2 <= spec.dim <= _MOST_CHOICES, _NAME, f"2 to {_MOST_CHOICES} choices",
              f"{spec.dim}", "Send a vector with a value for each choice.")
         made = kernel.response(epsilon, spec.dim)
