@@ -178,6 +178,8 @@ class Spec:
         unit: whose norm was clipped: ``"record"``, ``"client"`` or None.
         l2_bound, linf_bound: bounds of one clipped unit's vector, in units of ``1 / scale``.
         scale: integer units per model unit.
+        moving_bound: whether units are clipped to a norm that changes from round to round; bounds
+            and ``1 / scale`` are then in units of that norm, not of the model.
         modulus: size of the ring in which values are summed, or None.
         rotated: whether a random rotation mixes the vector's values.
         flatness: the largest value of a vector over its L2 norm, except with probability
@@ -220,6 +222,7 @@ class Spec:
     l2_bound: float | None = None
     linf_bound: float | None = None
     scale: float = 1.0
+    moving_bound: bool = False
     modulus: int | None = None
     rotated: bool = False
     flatness: float = 1.0
@@ -319,6 +322,8 @@ class Spec:
     def error_bound(self, probability: float = NEGLIGIBLE) -> float:
         """How far a decoded value may be from the exact clipped mean, in model units.
 
+        (In units of the round's norm, where that moves.)
+
         Rounding moves each clipped unit's value by less than one integer unit, noise by
         :meth:`noise_tail`, and float32 arithmetic by a relative 2^-20 of the largest sum.
         Holds except with the given probability. Infinite where nothing bounds the values.
@@ -400,7 +405,8 @@ def _who_sees(spec: Spec) -> tuple[str, str, str]:
     """What the server and an eavesdropper see, and who opens the sum."""
     client = spec.client_name
     trust = spec.mechanism.trust if spec.mechanism else None
-    central = " It sees the sum without noise, and adds the noise before anybody else sees it."
+    central = (" Whoever opens the sum (of several key holders: whoever puts their answers "
+               "together) sees it without noise, and adds the noise before anybody else sees it.")
     if spec.readable:
         under = {"distributed": f", under that {client}'s noise share only", "central":
                  ", without noise", "local": f", which that {client} has noised by itself",
@@ -415,7 +421,9 @@ def _who_sees(spec: Spec) -> tuple[str, str, str]:
                   f" never one {client}'s update.")
         wire = "ciphertexts and their sizes, who sent them and when, and the new model."
         opener = spec.opener
-    return server, wire, opener + (central if trust == "central" else "")
+    if trust == "central":
+        opener = opener.rstrip(".") + "." + central
+    return server, wire, opener
 
 
 def _assumed_of_messages(spec: Spec) -> list[str]:

@@ -99,7 +99,7 @@ def adaptive_clip(
         need_unclipped(_NAME, spec)
         changed = spec.replace(
             unit=unit, dim=spec.dim + 1, l2_bound=1.0 / math.sqrt(1.0 - quantile_share),
-            linf_bound=max(spec.flatness, weight / 2.0))
+            linf_bound=max(spec.flatness, weight / 2.0), moving_bound=True)
         units = (changed.sampling_rate * changed.sum_terms if expected_units is None
                  else float(expected_units))
         state = {

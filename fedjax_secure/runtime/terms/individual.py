@@ -28,9 +28,11 @@ def require_individual(spec: Spec, record_bounds: np.ndarray | None, selection: 
     """
     if spec.mechanism is not None and isinstance(budget, IndividualBudget):
         drawn = selection.by_group
+        # Nobody's own bound holds where sums are floats, or where what an integer stands for moves.
+        covered = spec.float_sum_error == 0 and not spec.moving_bound
         budget.require_drawn_by(
             None if drawn is None else drawn.groups, None if drawn is None else drawn.rates,
-            record_bounds=None if spec.float_sum_error > 0 else record_bounds,
+            record_bounds=record_bounds if covered else None,
             unit_l2=spec.unit_l2, scale=spec.scale, dim=spec.dim)
 
 
