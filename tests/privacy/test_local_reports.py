@@ -159,3 +159,38 @@ def test_what_a_vector_refuses():
         age.privatise_all([[1.0]], keys=[])
     with pytest.raises(SpecError, match="two or more"):
         age.estimate([[1]])
+
+
+@pytest.mark.parametrize("private", ["63 years", [[1.0, 2.0], [3.0]], None, 1j, "nan"])
+def test_a_refusal_never_repeats_what_is_private(private):
+    age = bounded(20, 80, epsilon=1.0)
+    for refused in (lambda: age.privatise(private), lambda: age.privatise_all(private),
+                    lambda: Category(("no", "yes"), epsilon=1.0).privatise([private])):
+        with pytest.raises(SpecError) as said:
+            refused()
+        assert "63" not in str(said.value) and said.value.__cause__ is said.value.__context__
+
+
+def test_numbers_of_any_size_are_moved_into_the_ball():
+    ball = in_ball(1.0, dim=3, epsilon=20.0, dp_delta=1e-3)
+    for large in (1e30, 3e38, 1e300):
+        report = ball.privatise([0.0, -large, 0.0]) / ball.spec.scale
+        assert np.linalg.norm(report - [0, -1, 0]) < 14 * ball.noise_stddev  # 1e-6 many times over
+
+
+def test_bounds_of_senseless_size_are_refused():
+    for low, high in ((-1e308, 1e308), (0.0, 1e-320), (0.0, math.inf)):
+        with pytest.raises(SpecError, match="bounds"):
+            bounded(low, high, epsilon=1.0)
+    with pytest.raises(SpecError, match="epsilon"):
+        bounded(0, 1, epsilon="one")
+    for bound in (1e-320, "one", math.nan):
+        with pytest.raises(SpecError, match="l2_bound"):
+            in_ball(bound, dim=2, epsilon=1.0, dp_delta=1e-5)
+    with pytest.raises(SpecError, match="32 bytes"):
+        bounded(0, 1, epsilon=1.0).privatise(0.5, key=b"short")
+    with pytest.raises(SpecError, match="whole numbers"):
+        bounded(0, 1, epsilon=1.0).estimate([[math.nan], [1.0]])
+    for unhashable in (5, ([1], [2])):
+        with pytest.raises(SpecError, match="categories"):
+            Category(unhashable, epsilon=1.0)

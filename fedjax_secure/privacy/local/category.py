@@ -58,12 +58,16 @@ class Category:
     """
 
     def __init__(self, categories: Sequence[Hashable], *, epsilon: float):
-        self.categories = tuple(categories)
+        try:
+            self.categories = tuple(categories)
+            self._places = {category: place for place, category in enumerate(self.categories)}
+        except TypeError:
+            raise SpecError("local.Category", need="a sequence of categories, such as words",
+                            found=f"{categories!r:.80}", fix='Give ("no", "yes").') from None
         number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
         if not number or not 0 < epsilon <= 20:
             raise SpecError("local.Category", need="an epsilon above 0 and up to 20",
                             found=repr(epsilon), fix="Give 1.0, for example.")
-        self._places = {category: place for place, category in enumerate(self.categories)}
         if not 2 <= len(self.categories) <= _MOST or len(self._places) != len(self.categories):
             raise SpecError("local.Category", need=f"2 to {_MOST} different categories",
                             found=f"{len(self.categories)}, {len(self._places)} of them different",
@@ -104,9 +108,6 @@ class Category:
         Raises:
             SpecError: an answer that is no category. The message does not repeat it.
         """
-        if answer not in self._places:
-            raise SpecError("local.Category", need="one of its categories", found="something else",
-                            fix=f"Choose among {self.categories[:10]!r}.")
         return self.privatise_all([answer], key=key)[0]
 
     def privatise_all(self, answers: Sequence[Hashable], *, key: bytes | None = None) -> list[Any]:
@@ -115,7 +116,7 @@ class Category:
         Raises:
             SpecError: an answer that is no category.
         """
-        if not all(answer in self._places for answer in answers):
+        if not self._known(answers):
             raise SpecError("local.Category", need="answers among its categories",
                             found="something else", fix=f"Choose among {self.categories[:10]!r}.")
         truth = np.array([self._places[answer] for answer in answers], np.uint64)
@@ -124,6 +125,12 @@ class Category:
         lies = other < np.uint64(len(self.categories) - 1)
         other = other + (other >= truth)
         return [self.categories[int(place)] for place in np.where(lies, other, truth)]
+
+    def _known(self, answers: Sequence[Hashable]) -> bool:
+        try:
+            return all(answer in self._places for answer in answers)
+        except TypeError:  # a list, say, is no category
+            return False
 
     def estimate(self, answers: Sequence[Hashable]) -> pd.DataFrame:
         """The share of each category among the people, without bias, from what they sent.
@@ -140,7 +147,7 @@ class Category:
         """
         import pandas as pd
 
-        if not len(answers) or not all(answer in self._places for answer in answers):
+        if not len(answers) or not self._known(answers):
             raise SpecError("local.Category", need="answers among its categories",
                             found=f"{len(answers)}, some of them none",
                             fix="Give what was sent.")

@@ -93,8 +93,8 @@ class Vector:
         Raises:
             SpecError: numbers of another shape, or not finite. The message does not repeat them.
         """
-        return self.privatise_all(np.reshape(np.asarray(value, np.float64), (1, -1)),
-                                  keys=None if key is None else [key])[0]
+        given = _numbers(value, "one person's numbers")
+        return self.privatise_all(given.reshape(1, -1), keys=None if key is None else [key])[0]
 
     def privatise_all(self, values: ArrayLike, *, keys: list[bytes] | None = None) -> np.ndarray:
         """The same for many people at once, as a simulation needs it; each has a key of its own.
@@ -109,7 +109,7 @@ class Vector:
         Raises:
             SpecError: numbers of another shape, or not finite.
         """
-        given = np.asarray(values, np.float64)
+        given = _numbers(values, f"numbers of shape [people, {self.dim}]")
         if given.ndim != 2 or given.shape[1] != self.dim or not np.isfinite(given).all():
             raise SpecError("local.Vector", need=f"finite numbers of shape [people, {self.dim}]",
                             found=f"shape {list(given.shape)}, or some that are not finite",
@@ -118,9 +118,12 @@ class Vector:
         if len(secrets) != len(given):
             raise SpecError("local.Vector", need=f"{len(given)} keys", found=str(len(secrets)),
                             fix="Give each person a key of their own.")
-        moved = given - self._centre
-        if self._half is not None:
-            moved = np.clip(moved, -self._half, self._half)
+        for secret in secrets:
+            _need(isinstance(secret, bytes) and len(secret) == 32, "a key of 32 bytes",
+                  "another", "Leave keys out for fresh ones.")
+        # Shrunk to what float32 can square; bounds lie within. All of it is the person's alone.
+        far = 1e18 if self._half is None else self._half
+        moved = np.clip(given - self._centre, -far, far)
         elements, _ = self._encode(self._states, device_keys(secrets),
                                    jnp.asarray(moved, jnp.float32))
         return np.asarray(centre(elements, self.spec.modulus))
@@ -135,6 +138,8 @@ class Vector:
             SpecError: reports of another shape, or fewer than two.
         """
         sent = np.asarray(reports)
+        _need(sent.dtype.kind in "iuf" and bool(np.isfinite(sent).all()), "whole numbers, as they "
+              "were sent", f"others, {sent.dtype}", "Stack what privatise(...) gave.")
         if sent.ndim != 2 or sent.shape[1] != self.dim or len(sent) < 2:
             raise SpecError("local.Vector", need=f"two or more reports of {self.dim} numbers",
                             found=f"shape {list(sent.shape)}", fix="Stack what was sent.")
@@ -184,6 +189,9 @@ def bounded(low: float, high: float, *, epsilon: float, dim: int = 1,
     """
     ordered = all(isinstance(bound, int | float) and math.isfinite(bound) for bound in (low, high))
     _need(ordered and low < high, "bounds low < high", f"{low!r}, {high!r}", "Give public bounds.")
+    _need(1e-9 <= high - low <= 1e9, "bounds 1e-9 to 1e9 apart", f"{high - low:g}",
+          "Give the numbers in another unit.")
+    _need_number("epsilon", epsilon)
     _need_sizes(dim, levels)
     half = (high - low) / 2.0
     radius = half * math.sqrt(dim) * (1 + 1e-6)  # of the box's corners, float32 included
@@ -218,12 +226,27 @@ def in_ball(l2_bound: float, *, dim: int, epsilon: float, dp_delta: float,
     Source:
         Canonne, Kamath, Steinke 2020, "The Discrete Gaussian for Differential Privacy".
     """
+    _need_number("l2_bound", l2_bound)
+    _need(1e-9 <= l2_bound <= 1e9, "an l2_bound from 1e-9 to 1e9", f"{l2_bound!r}",
+          "Give the numbers in another unit.")
     _need_sizes(dim, levels)
     multiplier = calibrate(target_epsilon=epsilon, dp_delta=dp_delta, rounds=1, sampling_rate=1.0,
                            adjacency="replace_one", log_ratio=_SLACK)
     stages = (clip(l2_bound), quantise(bits=_BITS, scale=_step_count(levels, l2_bound)),
               discrete_gaussian(multiplier, trust="local"))
     return Vector(stages, dim, 0.0, None, dp_delta)
+
+
+def _numbers(values: ArrayLike, need: str) -> np.ndarray:
+    """float64; what is no number is refused without being repeated, cause and all."""
+    try:
+        given = np.asarray(values)
+        if given.dtype.kind in "biuf":
+            return given.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise SpecError("local.Vector", need=need, found="something else",
+                    fix="Give integers or floats, coded on the person's device.")
 
 
 def _step_count(levels: int, width: float) -> float:
@@ -236,6 +259,12 @@ def _need_sizes(dim: int, levels: int) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         _need(whole and 1 <= value <= most, f"{name}, a whole number from 1 to {most}",
               repr(value), "Give for example 1024 levels.")
+
+
+def _need_number(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    _need(number and math.isfinite(value), f"{name}, a positive number", repr(value),
+          "Give 1.0, for example.")
 
 
 def _need(holds: bool, need: str, found: str, fix: str) -> None:
