@@ -24,6 +24,7 @@ from fedjax_secure.models import (
     resnet,
     sensor_cnn,
 )
+from fedjax_secure.training.contracts import Batch
 from fedjax_secure.training.ghost import (
     GhostNotice,
     clipped_sum,
@@ -416,6 +417,30 @@ def test_a_records_term_has_the_same_bits_at_every_place(name):
         terms.add((np.asarray(out.total) + 0.0).tobytes())
         norms.add(float(out.norms[place]))
     assert len(terms) == len(norms) == 1
+
+
+def test_a_records_term_has_the_same_bits_at_the_last_places_of_any_batch():
+    """Of a hundred records the last ones' values are left over by loops over whole vectors."""
+    model = _of(nn.Dense(13), nn.LayerNorm(), shape=(5, 9))
+    params, size, rng = params_of(model), 100, np.random.default_rng(3)
+    work = ghost_sums(model, 0.1, batch_size=size, with_record_bounds=True)
+
+    @jax.jit
+    def term(x, y, place):
+        shared = {"params": params, "record_bounds": jnp.zeros(size).at[place].set(0.1)}
+        rows = jnp.arange(size)
+        batch = Batch(x, y, jnp.ones(size, bool), jnp.int32(0), jnp.int32(0), rows)
+        carry = work.phases[0].step(shared, {}, work.start(shared, {}, None), batch)
+        return model.ravel(work.finish(shared, {}, None, carry, None).value)
+
+    for _ in range(12):
+        x, y = rng.normal(size=(size, 45)).astype(np.float32), np.zeros(size, np.int32)
+        terms = set()
+        for place in (0, 1, 50, 95, 96, 97, 98, 99):
+            moved = rng.normal(size=x.shape).astype(np.float32)
+            moved[place] = x[0]
+            terms.add((np.asarray(term(moved, y, place)) + 0.0).tobytes())
+        assert len(terms) == 1
 
 
 def test_an_unknown_method_is_refused():

@@ -9,8 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.training.contracts import ClientResult, ClientWork, Phase, TrainableModel
+from fedjax_secure.training.contracts import Batch, ClientResult, ClientWork, Phase, TrainableModel
 from fedjax_secure.training.ghost.clipped import clipped_sum, coverage, norm_margin
+
+#: Batches are computed as if they had a multiple of this many places. Loops over the values of all
+#: records go by vectors of up to 16; what is left over at their end may be rounded otherwise, which
+#: would be values of a batch's last records.
+_PLACES = 16
 
 
 def ghost_sums(
@@ -46,13 +51,15 @@ def ghost_sums(
 
     Assumes:
         V_j depends on the record and on the model, to the last bit, and not on which other records
-        share its batch or on its place there. On every machine that was tried a batch's rows go
-        through the same sequence of roundings; ``tests/training/test_ghost_sums.py`` looks.
+        share its batch or on its place there. All batches have one size, a multiple of 16: the
+        last places of others go through other roundings on some machines. On every machine that was
+        tried all rows then go through the same; ``tests/training/test_ghost_sums.py`` looks.
 
     Args:
         model: the model. Layers without taps are named in a `GhostNotice`.
         l2_bound: in model units, 1e-3 to 1e12.
-        batch_size: records whose gradients are computed together.
+        batch_size: records whose gradients are computed together; best a multiple of 16, to which
+            batches are filled up with unused places.
         with_record_bounds: a record is clipped to ``shared["record_bounds"][row]`` where that is
             smaller; ``[num_records] float32``, by row number in the dataset.
 
@@ -85,6 +92,7 @@ def ghost_sums(
 
     def step(shared, own, carry, batch):
         total, error, bad = carry
+        batch = _filled_up(batch)
         bound: Any = jnp.float32(l2_bound * margin)
         if with_record_bounds:
             bounds = shared["record_bounds"][batch.rows] * jnp.float32(margin)
@@ -128,6 +136,18 @@ def _need_apart(model: TrainableModel) -> None:
             f"model `{model.name}`, where it does",
             "Normalise over features (LayerNorm, GroupNorm), not over records.",
         )
+
+
+def _filled_up(batch: Batch) -> Batch:
+    """The batch, up to a multiple of `_PLACES` with unused places that repeat its first record."""
+    more = -len(batch.valid) % _PLACES
+
+    def repeated(part):
+        return jnp.concatenate([part, jnp.repeat(part[:1], more, axis=0)])
+
+    valid = jnp.concatenate([batch.valid, jnp.zeros(more, bool)])
+    x, y, rows = map(repeated, (batch.x, batch.y, batch.rows))
+    return batch._replace(x=x, y=y, rows=rows, valid=valid)
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
