@@ -258,7 +258,8 @@ def test_what_a_filter_refuses():
         with pytest.raises(SpecError):
             RenyiFilter(**{"persons": ("a",), "epsilons": 1.0, "dp_delta": 1e-5, **wrong})
     for wrong in ({"noise_stddev": 0.0}, {"sampling_rate": 0.5}, {"sampling_rate": 1.5},
-                  {"order": 1.0}, {"largest_norm": 2.0**40}):
+                  {"order": 1.0}, {"largest_norm": 2.0**40},
+                  {"sampling_rate": 0.5, "order": 2.5}):
         with pytest.raises(SpecError):
             RoundCost(**{"noise_stddev": 1.0, "largest_norm": 1.0, **wrong})
     with pytest.raises(BudgetError, match="account"):

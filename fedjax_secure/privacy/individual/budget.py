@@ -89,6 +89,10 @@ class IndividualBudget:
                 this dataset had other groups before; their privacy was spent from uniformly.
             SpecError: groups that the plan does not have.
         """
+        if not isinstance(plan, IndividualPlan):
+            raise SpecError("IndividualBudget.open", need="a plan, as fs.privacy.individual."
+                            "sample(...) or scale(...) gives it", found=type(plan).__name__,
+                            fix="Make a plan, or read one with IndividualPlan.from_dict(...).")
         numbers = _checked_groups(groups, len(plan.groups))
         parts = {group.name: Budget.open(
             fingerprint, f"{unit} ({group.name})", epsilon=group.target_epsilon,

@@ -40,6 +40,10 @@ def assign(
         ...        ("older", "younger")).tolist()
         [0, 1, 0]
     """
+    if not callable(rule):
+        raise DataError("assign", need="a rule: a function of one record that names its group",
+                        found=type(rule).__name__, fix='Write lambda record: "older" if ... , for '
+                        "example.")
     numbers = {name: number for number, name in enumerate(names)}
     found = np.empty(len(records), np.int64)
     for place, record in enumerate(records):

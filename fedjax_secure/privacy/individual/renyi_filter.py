@@ -29,7 +29,10 @@ for one person and the order a of the filter:
    divergence of the subsampled Gaussian at sigma / |v| (Mironov, Talwar, Zhang 2019), and it is
    charged in **every** round, whether the coin fell so or not: charged only when drawn, the account
    would depend on the coin and tell it. So norms of all people are needed, not only of those drawn;
-   where they are not computed, charge the clipping bound. Here the order is fixed beforehand.
+   where they are not computed, charge the clipping bound. Here the order is fixed beforehand, and
+   whole: then the divergence of the *discrete* noise is a binomial sum of moments of order 2 to a,
+   each at most the Gaussian's by step 2, and the other direction's is no larger, since reflecting
+   the grid at v / 2 exchanges noise around 0 and around v (Mironov, Talwar, Zhang 2019, Theorem 5).
 5. *Who sees what.* Costs, and who was left out when, are functions of records: **secret**. They
    stay with the data owner and are in no record, log or report. A person may be told their own.
 """
@@ -97,7 +100,8 @@ class RoundCost:
             shares that are sure to be there.
         largest_norm: of any person's integers.
         sampling_rate: probability with which a person takes part in a round.
-        order: of the Renyi divergence in which costs are counted; None counts concentrated DP's
+        order: of the Renyi divergence in which costs are counted, whole where people are sampled
+            (for discrete noise the bound is proved for those); None counts concentrated DP's
             rho, which serves all orders, and needs a sampling rate of 1.
 
     Raises:
@@ -120,6 +124,8 @@ class RoundCost:
         require(self.sampling_rate == 1 or self.order is not None, where,
                 "an order where people are sampled", "None",
                 "Use best_order(...), fixed before the first round.")
+        require(self.sampling_rate == 1 or float(self.order or 0).is_integer(), where,
+                "a whole order where people are sampled", f"{self.order!r}", "Use best_order(...).")
         require(self.order is None or self.order > 1, where, "an order above 1", f"{self.order!r}",
                 "Use best_order(...).")
 
@@ -182,7 +188,8 @@ def best_order(epsilon: float, *, dp_delta: float, noise_stddev: float, largest_
         ...                sampling_rate=0.1) < 64
         True
     """
-    orders = np.array(ORDERS)
+    orders = np.array([order for order in ORDERS if order > 1 and (
+        sampling_rate == 1 or float(order).is_integer())])
     one = Spend(noise_stddev / largest_norm, sampling_rate, "person")
     costs = renyi_of(one, orders).divergence
     budgets = np.array([divergence_for(epsilon, dp_delta, order) for order in orders])
