@@ -21,6 +21,7 @@ from ..models import Model
 from ..selection import Selection, all_records
 from ..training import Evaluation, evaluate
 from .rounds import Rounds, check_parts, denominator_of
+from .terms import check_private
 
 
 class RoundReport(NamedTuple):
@@ -136,6 +137,10 @@ class Simulation:
             sampling=selection.sampling, mode=self.source.mode, unit_name=data.unit,
             client_name=data.client_unit, aggregator="semi-honest")
         self._states, self.spec = aggregation.init(spec)
+        if self.spec.mechanism is not None:
+            drawn = selection.sampling
+            check_private(self.rounds, secret=(
+                drawn is not None and drawn.kind == "poisson" and drawn.unit == "client"))
         self._keyed = bool(aggregation.stages) or algorithm.one_step
         self._traces: Counter[str] = Counter()
         self._step = self._compiled("step", self.rounds.server_step)

@@ -90,6 +90,8 @@ def clip_layers(model: Layered, *, total: float | None = None,
         Models", section 2 (per-layer clipping).
     """
     need_unit(_NAME, unit)
+    need(hasattr(model, "init"), _NAME, "the model whose layers are clipped", f"{model!r}"[:60],
+         "Give the model of the federation first: clip_layers(model, total=1.0).")
     sizes = layer_sizes(model)
     need((total is None) != (bounds is None), _NAME, "either total or bounds",
          f"total={total!r}, bounds={bounds!r}", "Give total=1.0, for example.")

@@ -105,6 +105,12 @@ def audit_chain(
         Learning" (crafted gradients). Several canaries: Steinke, Nasr, Jagielski 2023, "Privacy
         Auditing with One (1) Training Run".
     """
+    for name, part, kind, example in (
+            ("a chain", aggregation, Aggregation, "fs.chain(...)"),
+            ("a Spec", spec, Spec, "federation.spec, or fs.Spec(...)")):
+        if not isinstance(part, kind):
+            raise SpecError("audit_chain", need=name, found=f"{part!r}"[:100],
+                            fix=f"Pass {example}.")
     found = canary_scores(aggregation, spec, canaries=canaries, runs=runs, rounds=rounds,
                           missing_clients=missing_clients, background=background, seed=seed)
     stages = ", ".join(stage.name for stage in without_opener(aggregation).stages)

@@ -131,6 +131,9 @@ def audit(
         crafted gradients: Nasr et al. 2023, "Tight Auditing of Differentially Private Machine
         Learning". The score of a white-box view is the log likelihood ratio of claimed noise.
     """
+    if not isinstance(run, Simulation | Federation):
+        raise SpecError("audit", need="a simulation or a federation", found=f"{run!r}"[:100],
+                        fix="Pass fs.Simulation(...) or fs.Federation(...).")
     spec = run.spec
     background = background or ("silent" if canary == "gradient" else "real")
     _check(spec, rounds, runs, canary, view, background)

@@ -1,8 +1,8 @@
 """What is settled before a federation's first round: its chain, and what a round costs."""
 
-from .chain import planned_chain
+from .chain import check_private, planned_chain
 from .individual import require_individual
 from .spending import cost_of, figures_of, require_first_release, spend_of, spent_rounds
 
-__all__ = ["cost_of", "figures_of", "planned_chain", "require_first_release",
+__all__ = ["check_private", "cost_of", "figures_of", "planned_chain", "require_first_release",
            "require_individual", "spend_of", "spent_rounds"]

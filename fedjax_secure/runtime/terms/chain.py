@@ -46,7 +46,7 @@ def planned_chain(rounds: Rounds, *, min_clients: int | None, denominator: float
         aggregator=aggregator)
     states, chained = rounds.aggregation.init(spec)
     if chained.mechanism is not None:
-        _check_private(rounds, secret)
+        check_private(rounds, secret=secret)
     if min_clients is None and (chained.mechanism is None or chained.mechanism.trust == "central"):
         # No noise that says how many shares it needs: a sum of fewer would tell more.
         states, chained = rounds.aggregation.init(
@@ -71,8 +71,16 @@ def _check_aggregator(rounds: Rounds, aggregator: Aggregator, ledger: bool) -> N
             fix='Use he.public_key(), or aggregator="untrusted".')
 
 
-def _check_private(rounds: Rounds, secret: bool) -> None:
-    """What noise does not cover is refused."""
+def check_private(rounds: Rounds, *, secret: bool) -> None:
+    """Refuse what noise does not cover.
+
+    Args:
+        rounds: the algorithm and the selection.
+        secret: whether nobody learns which clients a round drew.
+
+    Raises:
+        SpecError: who takes part, or what they send, depends on other clients' records.
+    """
     selection, algorithm = rounds.selection, rounds.algorithm
     if selection.reads_data:
         raise SpecError(

@@ -10,6 +10,7 @@ from typing import Any
 from ...core import BudgetError, Mechanism, ResumeError, Spec, SpecError
 from ...data import FederatedDataset
 from ...privacy import Budget, Spend, compose
+from ...privacy.individual import IndividualBudget
 from .individual import individual_figures
 
 
@@ -25,7 +26,16 @@ def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend
             simulation would spend from the data's own.
     """
     mechanism = spec.mechanism
+    if budget is not None and not isinstance(budget, Budget | IndividualBudget):
+        raise SpecError("a federation", need="a budget, as fs.privacy.Budget.open(...) gives it",
+                        found=repr(budget), fix="Open one, or leave budget= out.")
     if mechanism is None:
+        if budget is not None:
+            raise SpecError(
+                "a federation with a budget", need="a chain that adds noise: without it nothing "
+                "bounds what its models tell", found="a chain without a noise stage",
+                fix="Add fs.privacy.discrete_gaussian(...), or leave budget= out to train without "
+                "privacy.")
         return None
     unit = data.unit if spec.unit == "record" else data.client_unit
     other = "" if spec.adjacency == "add_remove" else f", adjacency={spec.adjacency!r}"

@@ -1,0 +1,79 @@
+"""Parts in the wrong place are refused in words, before anything runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fedjax_secure as fs
+from fedjax_secure.core import DataError, SpecError
+
+DATA = fs.data.heart_disease()
+MODEL = fs.models.logistic_regression(DATA)
+NOISE = (fs.privacy.clip(1.0), fs.privacy.quantise(bits=24), fs.privacy.discrete_gaussian(1.0))
+AVERAGE = fs.algorithms.fed_avg(0.1)
+PLAN = fs.privacy.individual.sample(
+    {"a": 0.5, "b": 2.0}, shares={"a": 0.5, "b": 0.5}, sampling_rate=0.1, rounds=2, dp_delta=1e-3)
+
+
+@pytest.mark.parametrize(
+    "stages, message",
+    [
+        (([fs.privacy.clip(1.0)],), r"got list\. Write chain\(\*stages\)"),
+        ((fs.privacy.clip,), r"got function\. Call it: clip\(\.\.\.\)"),
+        ((*NOISE, fs.he.public_key()), r"fs\.he\.encrypt"),
+        ((fs.privacy.clip(1.0), fs.privacy.clip(2.0)), r"Keep one `clip`"),
+    ],
+)
+def test_chains(stages, message):
+    with pytest.raises(SpecError, match=message):
+        fs.chain(*stages)
+
+
+def test_a_selection_that_reads_losses_has_no_guarantee_in_a_simulation_either():
+    with pytest.raises(SpecError, match="oort.*one that reads their losses"):
+        fs.Simulation(MODEL, DATA, AVERAGE, fs.chain(*NOISE), selection=fs.selection.oort(2))
+    fs.Simulation(MODEL, DATA, AVERAGE, fs.chain(), selection=fs.selection.oort(2))
+
+
+@pytest.mark.parametrize("budget", [2.0, "epsilon", object()])
+def test_what_is_no_budget(budget):
+    with pytest.raises(SpecError, match=r"Budget\.open"):
+        fs.Federation(MODEL, DATA, AVERAGE, fs.chain(*NOISE), budget=budget, seed=0)
+
+
+def test_a_budget_without_noise(tmp_path):
+    budget = fs.privacy.Budget.open(
+        DATA.population_fingerprint, DATA.client_unit, epsilon=1.0, dp_delta=1e-3,
+        folder=tmp_path, label="simulation")
+    with pytest.raises(SpecError, match="a chain that adds noise.*leave budget= out"):
+        fs.Federation(MODEL, DATA, AVERAGE, fs.chain(NOISE[0]), budget=budget, seed=0)
+    assert budget.entries() == ()
+
+
+@pytest.mark.parametrize("run", [MODEL, [1], None])
+def test_audits_of_other_things(run):
+    with pytest.raises(SpecError, match=r"a simulation or a federation.*fs\.Simulation"):
+        fs.audit(run, rounds=1)
+
+
+def test_audits_of_chains_of_other_things():
+    federation = fs.Federation(MODEL, DATA, AVERAGE, fs.chain(), seed=0)
+    with federation, pytest.raises(SpecError, match=r"federation\.spec"):
+        fs.audit_chain(fs.chain(*NOISE), federation)
+    with pytest.raises(SpecError, match=r"a chain.*fs\.chain"):
+        fs.audit_chain(NOISE, federation.spec)
+
+
+def test_individual_plans_and_rules(tmp_path):
+    with pytest.raises(SpecError, match=r"a plan.*got dict.*from_dict"):
+        fs.privacy.individual.IndividualBudget.open(
+            DATA.population_fingerprint, DATA.unit, PLAN.to_dict(), folder=tmp_path,
+            groups=np.zeros(len(DATA.y), int), label="simulation")
+    with pytest.raises(DataError, match=r"a rule.*got list"):
+        fs.privacy.individual.assign(DATA.x, ["a"] * len(DATA.y), PLAN.names)
+
+
+def test_layers_of_no_model():
+    with pytest.raises(SpecError, match=r"clip_layers\(model, total=1\.0\)"):
+        fs.privacy.clip_layers(None, total=1.0)
