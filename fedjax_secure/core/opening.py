@@ -217,6 +217,26 @@ class InvalidSum(OpeningError):
     """
 
 
+class Release(Protocol):
+    """What is done to a sum before it is stored or shown: noise is added to it."""
+
+    def __call__(self, round: int, total: np.ndarray, submissions_digest: bytes) -> np.ndarray:
+        """A sum of the same shape and dtype; the same one for the same submissions."""
+        ...
+
+    def prepare(self, round: int) -> None:
+        """Have on disk what the round's noise is drawn from."""
+        ...
+
+    def prepared(self, round: int) -> bool:
+        """Whether it is there."""
+        ...
+
+    def forget(self, round: int) -> None:
+        """Delete it: the round's result is stored."""
+        ...
+
+
 class Opener(Protocol):
     """Opens one sum a round; see :class:`OnceOpener` for the checks every opener makes."""
 
@@ -242,8 +262,16 @@ class Opener(Protocol):
         """The stored result of a round, or None."""
         ...
 
-    def release_through(self, release: Callable[[int, np.ndarray], np.ndarray]) -> None:
-        """Have every sum pass through ``(round, total) -> total`` before it is stored or shown."""
+    def release_through(self, release: Release) -> None:
+        """Have every sum pass through ``release`` before it is stored or shown."""
+        ...
+
+    def prepare(self, round: int) -> None:
+        """Settle what a round's release draws, before clients make their messages."""
+        ...
+
+    def prepared(self, round: int) -> bool:
+        """Whether what was settled for a round is still there."""
         ...
 
     def close(self) -> None:
@@ -290,7 +318,7 @@ class OnceOpener:
         self.setting, self.key_id, self.keeps_key = setting, key_id, keeps_key
         self._open_payloads, self._open_sum = open_payloads, open_sum
         self._on_close = on_close
-        self._release: Callable[[int, np.ndarray], np.ndarray] | None = None
+        self._release: Release | None = None
         self._results: dict[int, Opened] = {}
         self._failed: set[int] = set()
         self._lock = threading.Lock()
@@ -321,6 +349,7 @@ class OnceOpener:
         before = self.opened(round)
         bound = all(submission.model_digest == model_digest for submission in ordered)
         if before is not None and before.submissions_digest == digest and bound:
+            self._forget(round)  # a kill may have come before it
             return before  # the very statements and signatures that were checked then
         if self.setting.aggregator != "untrusted":
             raise OpeningError(
@@ -361,6 +390,7 @@ class OnceOpener:
             b"".join(struct.pack("<I", len(field)) + field for field in fields)).digest()
         before = self.opened(round)
         if before is not None and before.submissions_digest == digest:
+            self._forget(round)
             return before
         if self.setting.aggregator != "semi-honest" or self._open_sum is None:
             raise OpeningError(
@@ -403,10 +433,11 @@ class OnceOpener:
                 self._fail(round)
                 raise
             if self._release is not None:
-                total = np.asarray(self._release(round, total))
+                total = np.asarray(self._release(round, total, digest))
             total.setflags(write=False)  # what is stored is what every caller gets
             opened = Opened(round, total, clients, digest)
             self._store(opened)
+            self._forget(round)
             return opened
 
     @contextlib.contextmanager
@@ -436,7 +467,7 @@ class OnceOpener:
                 self._results[round] = _opened_from_bytes(path.read_bytes(), round)
         return self._results.get(round)
 
-    def release_through(self, release: Callable[[int, np.ndarray], np.ndarray]) -> None:
+    def release_through(self, release: Release) -> None:
         """Have every sum pass through ``release`` before it is stored or shown to anybody.
 
         Noise that the opener adds (central trust) is drawn there: what is stored is the noised
@@ -444,9 +475,24 @@ class OnceOpener:
         was opened.
 
         Args:
-            release: ``(round, total) -> total`` of the same shape and dtype.
+            release: see :class:`Release`.
         """
         self._release = release
+
+    def prepare(self, round: int) -> None:
+        """Settle what a round's release draws, before clients make their messages.
+
+        Whoever goes on from a copy of the messages, because a folder was copied or restored from
+        a backup, then draws the same noise for the same sum: it is released once, as it was paid
+        for.
+        """
+        if self._release is not None:
+            with self._alone():
+                self._release.prepare(round)
+
+    def prepared(self, round: int) -> bool:
+        """Whether what was settled for a round is still there."""
+        return self._release is None or self._release.prepared(round)
 
     def close(self) -> None:
         """Release what the opener holds; stored results stay on disk."""
@@ -501,6 +547,10 @@ class OnceOpener:
             raise OpeningError(
                 where, need=f"submissions from at least {self.setting.min_clients} distinct "
                 "clients", found=str(len(seen)), fix="Wait for more clients, or end the round.")
+
+    def _forget(self, round: int) -> None:
+        if self._release is not None:
+            self._release.forget(round)
 
     def _path(self, round: int) -> Path:
         assert self.setting.folder is not None

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from . import ring
 from .errors import OpeningError, SpecError, UpdateError
@@ -173,10 +175,20 @@ def chain(*stages: Stage) -> Aggregation:
         >>> mean.decode(states, mean.reduce(elements, jnp.ones(2, bool)))[0].tolist()
         [2.0, 3.0]
     """
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise SpecError(
+                "chain", need="stages, one after the other, as fs.privacy.clip(1.0) gives them",
+                found=type(stage).__name__, fix={
+                    "list": "Write chain(*stages).", "tuple": "Write chain(*stages).",
+                    "function": f"Call it: {getattr(stage, '__name__', '...')}(...).",
+                }.get(type(stage).__name__, "Encryption schemes go into fs.he.encrypt(...)."))
     names = [stage.name for stage in stages]
-    if len(set(names)) != len(names) or _MEAN in names:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or _MEAN in names:
         raise SpecError("chain", need=f"stages of different names, none called {_MEAN!r}",
-                        found=str(names), fix="Give each stage a name of its own.")
+                        found=str(names), fix=f"Keep one `{twice[0]}` in the chain." if twice else
+                        "Give that stage another name.")
     split = _record_split(stages)
     _check_record_clip(stages)
     sealed = [stage.setup is not None for stage in stages]
@@ -292,6 +304,12 @@ def chain(*stages: Stage) -> Aggregation:
                 for stage in stages if stage.carries}
 
     def with_carried(states, changed):
+        wanted = {stage.name: sorted(stage.carries) for stage in stages if stage.carries}
+        given = {name: sorted(entries) for name, entries in dict(changed or {}).items()}
+        if given != wanted:
+            raise SpecError("the state's stage_states", need=f"{wanted or 'none'}, which this "
+                            "chain's stages carry from round to round", found=f"{given or 'none'}",
+                            fix="Begin with init(): the state is of another chain.")
         return {**states, **{name: {**states[name], **entries}
                              for name, entries in changed.items()}}
 
@@ -317,18 +335,22 @@ class Releases:
     users see, but here, with the opener; on disk there are only the keys that it is made of again
     after a restart, in the opener's private folder.
 
+    A round's noise is a function of a key, drawn before clients make their messages and kept in
+    that folder, and of the messages' digest (HKDF-SHA-256, RFC 5869). So two copies of a folder in
+    which a round is under way come to one noised sum, not to two whose mean has less noise; and
+    other messages of the round get noise that has nothing to do with it.
+
     Args:
         release: ``(key, total[, memory]) -> total`` or ``(total, memory)``.
         first: ``dim -> memory`` before the first round; None where nothing is remembered.
         source: where each round's key comes from.
-        folder: where keys are kept that a memory is made of; None keeps them in memory only. Keys
-            derived from a seed are derived again, and need no keeping.
+        folder: where keys are kept; None keeps them in memory only. Keys derived from a seed are
+            derived again, and need no keeping.
 
     Guarantees:
-        A key is on disk before its noise is drawn. An opener asks once for each round that it
-        stores, and stores the result before it shows it: so a round that was interrupted before
-        that gets fresh noise, and its first one was never shown. A round without the keys of all
-        rounds before it is refused, as is one before the last that was released.
+        A key is on disk before its noise is drawn. It is deleted once the round's result is
+        stored, except where a memory is made of it. Of rounds with a memory, one without the keys
+        of all rounds before it is refused, as is one before the last that was released.
 
     Raises:
         OpeningError: keys are missing or damaged, or rounds are out of order.
@@ -349,12 +371,56 @@ class Releases:
         self._release, self._first, self._source = release, first, source
         self._path = None if folder is None else folder / self.FILE
         self._keys: list[bytes] = []
+        self._pending: dict[int, bytes] = {}
         self._done, self._memory = 0, None
 
-    def __call__(self, round: int, total: np.ndarray) -> np.ndarray:
+    def prepare(self, round: int) -> None:
+        """Draw a round's key, unless it is there."""
+        if self._source.mode == "seeded" or self.prepared(round):
+            return
+        key = self._source.key(AT_OPENING, round=round)
+        if self._path is None:
+            self._pending[round] = key
+        else:
+            write_durably(self._pending_path(round), key)
+
+    def prepared(self, round: int) -> bool:
+        """Whether a round's key is there."""
+        return self._source.mode == "seeded" or self._pending_key(round) is not None
+
+    def forget(self, round: int) -> None:
+        """Delete a round's key, now that what it made is stored."""
+        self._pending.pop(round, None)
+        if self._path is not None:
+            self._pending_path(round).unlink(missing_ok=True)
+
+    def _pending_key(self, round: int) -> bytes | None:
+        if self._path is None:
+            return self._pending.get(round)
+        path = self._pending_path(round)
+        content = path.read_bytes() if path.exists() else b""
+        return content if len(content) == KEY_BYTES else None
+
+    def _pending_path(self, round: int) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"noise-key-{round:06d}")
+
+    def _key(self, round: int, submissions_digest: bytes) -> bytes:
+        """The key of a round's noise."""
+        if self._source.mode == "seeded":
+            return self._source.key(AT_OPENING, round=round)
+        self.prepare(round)
+        drawn = self._pending_key(round)
+        assert drawn is not None
+        info = round.to_bytes(8, "little") + submissions_digest
+        return HKDF(hashes.SHA256(), KEY_BYTES, salt=b"fedjax_secure/noise/1",
+                    info=info).derive(drawn)
+
+    def __call__(self, round: int, total: np.ndarray, submissions_digest: bytes = b"",
+                 ) -> np.ndarray:
         """The sum of a round with its noise, of the same shape and dtype."""
         if self._first is None:
-            key = self._source.key(AT_OPENING, round=round)
+            key = self._key(round, submissions_digest)
             return np.asarray(self._release(device_keys([key])[0], total))
         total = np.asarray(total)  # wherever it lies: else the memory follows it, and recompiles
         before = self._before(round)
@@ -362,7 +428,7 @@ class Releases:
             self._memory, nothing = self._first(total.shape[0]), np.zeros_like(total)
             for past in before:
                 _, self._memory = self._release(device_keys([past])[0], nothing, self._memory)
-        key = self._source.key(AT_OPENING, round=round)
+        key = self._key(round, submissions_digest)
         self._keep([*before, key])
         noised, self._memory = self._release(device_keys([key])[0], total, self._memory)
         self._done = round

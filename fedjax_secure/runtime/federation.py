@@ -316,6 +316,8 @@ class Federation:
                 self.spec.sampling, number, (cohort.clients[c] for c in cohort.taking_part),
                 ((record.round, record.clients) for record in self.records))
             start = RoundInput(number, cohort, state, before)
+            assert self._opener is not None
+            self._opener.prepare(number)
             sent = self._clients.work(start, notes, self._journal, clock)
         elif sent.models != {before}:
             raise ResumeError(
@@ -399,14 +401,15 @@ class Federation:
 
         A key holder that keeps no keys (OpenFHE's) has others after a crash. Then nobody can open
         what was sent, nothing of it was released, and the clients encrypt again under the same
-        spend.
+        spend. Where the key of the round's central noise was lost, it may have been released.
         """
         assert self._opener is not None
         sent = self._journal.sent(number)
         if sent is None:
             return None, {"attempt": self._attempt(number)}
         opened = self._opener.opened(number) is not None
-        if opened or sent.key_ids == {self._opener.key_id}:
+        prepared = self._opener.prepared(number)
+        if opened or (prepared and sent.key_ids == {self._opener.key_id}):
             return sent, {}
         if self.ledger is not None and self.ledger.confirmed_rounds() >= number:
             raise ResumeError(
@@ -418,7 +421,7 @@ class Federation:
         self._journal.forget_sent(number)
         # A key that should have been kept was lost with other files: then what was released is not
         # known, and the round counts again.
-        return None, {"attempt": self._attempt(number) if self._opener.keeps_key
+        return None, {"attempt": self._attempt(number) if self._opener.keeps_key or not prepared
                       else sent.notes["attempt"]}
 
     def _attempt(self, number: int) -> int:

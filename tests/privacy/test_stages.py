@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import fedjax_secure as fs
 from fedjax_secure.core import SeededSource, Spec, SpecError, Stream
 from fedjax_secure.core.randomness import device_keys
+from fedjax_secure.privacy.clipping.layers import layer_sizes
 from fedjax_secure.privacy.quantise import norm_within, rounded_l2_bound, stochastic_round
 
 
@@ -156,3 +157,23 @@ def test_the_smallest_and_the_largest_clipping_norm_hold(l2_bound, times):
     clipped = np.asarray(fs.privacy.clip(l2_bound).client((), None, vector), np.float64)
     assert np.linalg.norm(clipped) <= l2_bound * (1 + 1007 / 2**25)
     assert np.linalg.norm(clipped) >= min(times, 1.0) * l2_bound * (1 - 1e-5)
+
+
+def test_a_layer_whose_values_another_lies_between_is_clipped_as_one():
+    class Wrapped:
+        def init(self, key):
+            return {"alpha": jnp.zeros(2), "dense": {"kernel": jnp.zeros(3)}, "omega": jnp.zeros(1)}
+
+    assert layer_sizes(Wrapped()) == {"model": 3, "dense": 3}
+    stage = fs.privacy.clip_layers(Wrapped(), bounds={"model": 1.0, "dense": 5.0})
+    state, _ = stage.init(Spec(dim=6, num_clients=2, num_records=2, denominator=2.0))
+    found = stage.client(state, None, jnp.array([2.0, 1.0, 0.0, 30.0, 40.0, 2.0]))
+    np.testing.assert_allclose(found, [2 / 3, 1 / 3, 0.0, 3.0, 4.0, 2 / 3], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("stages", "message"), [
+    ([fs.privacy.rotate(), fs.privacy.randomised_response(2.0)], "rotated vector.*Leave rotate"),
+    ([fs.privacy.clip(1.0), fs.privacy.clip(1.0)], "Keep one `clip` in the chain")])
+def test_stages_that_would_mix_or_repeat_are_refused(stages, message):
+    with pytest.raises(SpecError, match=message):
+        fs.chain(*stages).init(Spec(dim=4, num_clients=2, num_records=2, denominator=2.0))

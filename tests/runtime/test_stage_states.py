@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import fedjax_secure as fs
-from fedjax_secure.core import BudgetError, OpeningError, ResumeError, model_digest
+from fedjax_secure.core import BudgetError, OpeningError, ResumeError, SpecError, model_digest
 
 DATA = fs.data.heart_disease()
 LINEAR = fs.models.logistic_regression(DATA)
@@ -127,6 +128,75 @@ def test_central_noise_is_drawn_once_for_a_sum_and_stored_with_it(tmp_path, aggr
         assert record.sum_digest == released.digest.hex()
         assert [entry.round for entry in budget.entries()] == [1]
         assert record.dp["noise_stddev_in_sum"] == record.dp["noise_stddev_accounted"]
+
+
+def _unopened(build):
+    """A round whose messages are on disk, and whose sum nobody has opened."""
+    def crash(*arguments):
+        raise _Interrupted
+
+    with build() as federation:
+        federation._opener.open = crash
+        with pytest.raises(_Interrupted):
+            next(federation.run(federation.init(), rounds=1))
+
+
+def _central(kind):
+    noise = (fs.privacy.discrete_gaussian(1.0, trust="central") if kind == "independent" else
+             fs.privacy.correlated_noise(4.0, fs.privacy.tree(rounds=2)))
+    return fs.chain(fs.privacy.clip(0.1), fs.privacy.quantise(bits=28, scale=2.0**12), noise)
+
+
+@pytest.mark.parametrize("kind", ["independent", "correlated"])
+def test_copies_of_a_folder_release_one_noised_sum_for_one_spend(tmp_path, kind):
+    # Two draws for one sum would have half the variance in their mean. In secure mode.
+    budget = fs.privacy.Budget.open(DATA.population_fingerprint, DATA.client_unit, epsilon=1e4,
+                                    dp_delta=1e-3, folder=tmp_path / "budget")
+
+    def build(name="run"):
+        return fs.Federation(LINEAR, DATA, fs.algorithms.fed_avg(0.1), _central(kind),
+                             budget=budget, folder=tmp_path / name)
+
+    _unopened(build)
+    for name in ("copy", "lost"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    sums = []
+    for name in ("run", "copy"):
+        with build(name) as federation:
+            _, record = next(federation.run(federation.init(), rounds=1))
+            sums.append(record.sum_digest)
+        assert not (tmp_path / name / "opener" / "noise-key-000001").exists()
+    assert sums[0] == sums[1]
+    assert [entry.round for entry in budget.entries()] == [1]
+    # Without the key it is not known what was released: that costs again, or cannot go on.
+    (tmp_path / "lost" / "opener" / "noise-key-000001").unlink()
+    with build("lost") as federation:
+        run = federation.run(federation.init(), rounds=1)
+        if kind == "independent":
+            assert next(run)[1].sum_digest != sums[0]
+        else:
+            with pytest.raises(ResumeError, match="not released before"):
+                next(run)
+    assert [entry.round for entry in budget.entries()] == [1] * (1 + (kind == "independent"))
+
+
+def test_other_messages_of_a_round_get_other_noise(tmp_path):
+    budget = fs.privacy.Budget.open(DATA.population_fingerprint, DATA.client_unit, epsilon=1e4,
+                                    dp_delta=1e-3, folder=tmp_path / "budget")
+    with fs.Federation(LINEAR, DATA, fs.algorithms.fed_avg(0.1), _central("independent"),
+                       budget=budget, folder=tmp_path / "run") as federation:
+        release, total = federation._opener._release, np.zeros(LINEAR.dim, np.uint32)
+        release.prepare(1)
+        drawn = [release(1, total, digest).tolist() for digest in (b"a", b"a", b"b")]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_state_of_another_chain_is_refused():
+    options = LINEAR, DATA, fs.algorithms.fed_avg(0.1)
+    plain, moving = fs.Simulation(*options), fs.Simulation(*options, _chain())
+    for simulation, state in ((plain, moving.init()), (moving, plain.init())):
+        with pytest.raises(SpecError, match="the state is of another chain"):
+            next(simulation.run(state, rounds=1))
 
 
 def test_what_the_opener_stores_and_the_record_names_is_the_noised_sum(tmp_path):
