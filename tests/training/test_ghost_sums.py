@@ -401,6 +401,17 @@ def test_no_clipped_record_is_longer_than_bound_and_margin(name):
             assert float(out.norms[record]) > 1e-2
 
 
+def test_the_margin_is_small_for_arrays_of_any_size():
+    """A prime number of values cannot be cut into rows of equal length."""
+    model = logistic_regression(200_003, 2)  # a prime
+    margin = norm_margin(model)
+    assert 0 < margin < 1e-4
+    x, y = batch_of(model, 3)
+    params, only = model.init(jax.random.key(0)), jnp.array([True, False, False])
+    out = summed(model)(params, x, y, 0.1 * (1 - margin), only)
+    assert 0.0999 < np.linalg.norm(np.asarray(out.total, np.float64)) <= 0.1
+
+
 @pytest.mark.parametrize("name", named("mlp", "emnist_cnn", "resnet8", "char_lstm"))
 def test_a_records_term_has_the_same_bits_at_every_place(name):
     """What the guarantee of the ghost path assumes of a machine: see the guide to DP-SGD."""

@@ -292,15 +292,19 @@ def norms_of(values: jax.Array) -> jax.Array:
     flat = values.reshape(len(values), -1)
     largest = jnp.maximum(jnp.max(jnp.abs(flat), axis=1), _LEAST_SCALE)
     squares = jnp.square(flat * (1 / largest)[:, None])
-    rows = squares.reshape(len(values), -1, _row_length(flat.shape[1]))
+    row = _row_length(flat.shape[1])
+    if more := -flat.shape[1] % row:
+        squares = jnp.pad(squares, ((0, 0), (0, more)))
+    rows = squares.reshape(len(values), -1, row)
     # else XLA makes one long sum of the two
     norms = largest * jnp.sqrt(lax.optimization_barrier(rows.sum(2)).sum(1))
     return jnp.where(largest > LARGEST, jnp.inf, norms)
 
 
 def _row_length(size: int) -> int:
-    """The largest divisor of a size up to its square root's neighbourhood."""
-    return next(k for k in range(math.isqrt(size), 0, -1) if size % k == 0)
+    """A size's square root or, so that nothing need be added to rows, a divisor close below it."""
+    root = math.isqrt(size)
+    return next((k for k in range(root, root // 4, -1) if size % k == 0), root)
 
 
 # -- by rows ---------------------------------------------------------------------------------------
@@ -342,8 +346,9 @@ def norm_margin(model: TrainableModel) -> float:
 
         1. `norms_of` of P values, in rows of k: a reciprocal, a product, and a square are 5 u
            relative in each square; sums of positive numbers in any order add at most
-           (k - 1 + P / k - 1) u (Higham 2002, equation 4.4); the root halves that and adds u, the
-           product with the largest adds u. So e(P) = ((k + P / k + 3) / 2 + 2) u.
+           (k - 1 + P / k - 1) u, P / k rounded up (Higham 2002, equation 4.4); the root halves
+           that and adds u, the product with the largest adds u. So
+           e(P) = ((k + P / k + 3) / 2 + 2) u.
         2. An outer product's norm is the product of two such norms: e = e(inputs) + e(outputs)
            + 3 u, the 1 of a bias and its root included.
         3. K parts: squares, their sum and its root add (K / 2 + 2) u to the largest of these e.
@@ -387,4 +392,4 @@ def _roundings_of_tap(tap: Any, leaves: list[Any]) -> float:
 
 def _roundings(values: int) -> float:
     row = _row_length(values)
-    return (row + values // row + 3) / 2 + 2
+    return (row + -(-values // row) + 3) / 2 + 2
