@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fedjax_secure.core.errors import SpecError
 
-from .arguments import is_count, require
+from .arguments import is_count, require, require_dp_delta
 from .compose import Accountant, Total, total
 from .spend import Spend
 
@@ -99,7 +99,8 @@ def spent(
             f"({len(bare)} of {len(rounds)} rounds)",
             "What these rounds told of the same data has no bound, and then nothing has. Leave "
             "them out only if they touched other data.")
-    at = float(_one(rounds, "dp_delta", where, dp_delta))
+    at = _one(rounds, "dp_delta", where, dp_delta)
+    require_dp_delta(where, at)
     label = _one(rounds, "label", where, None)
     runs = tuple(dict.fromkeys(run for run, _ in rounds))
     require(releases is None or len(runs) <= 1, where, "one run, for the releases of its rounds",
@@ -116,7 +117,9 @@ def spent(
             one, whole = _spend_of(dp, f"{where}: run {run} round {number}")
             early += not whole
             # The record says how many releases the run had paid for by then.
-            by_then = int(dp.get("releases", paid + 1))
+            by_then = dp.get("releases", paid + 1)
+            require(is_count(by_then), f"{where}: run {run} round {number}",
+                    "a number of releases, 1 or more", repr(by_then), "Restore the record.")
             times = max(by_then - paid, 1, (releases or {}).get(number, 1))
             paid = max(by_then, paid + 1)
             spends.append(dataclasses.replace(one, count=one.count * times))

@@ -98,7 +98,8 @@ class RunFacts:
             "noise_multiplier": spend.noise_multiplier,
             "parameters": dict(mechanism.parameters),
             "sampling": _sampling(spec), "sampling_rate": spend.sampling_rate,
-            "sensitivity_in_model_units": mechanism.rounded_unit_l2 / spec.scale,
+            "sensitivity_in_model_units":
+                None if spec.moving_bound else mechanism.rounded_unit_l2 / spec.scale,
             "sensitivity": mechanism.rounded_unit_l2,
             "scale": spec.scale, "noise_stddev": spec.noise_stddev,
             "ring_bits": math.log2(spec.modulus) if spec.modulus else None,

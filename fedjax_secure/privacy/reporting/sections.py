@@ -153,8 +153,9 @@ def _guarantee(values: Mapping[str, Any]) -> Section | None:
         ("Who adds the noise", _TRUST[dp["trust"]].format(**words)),
         ("Noise multiplier", number(dp["noise_multiplier"])),
         ("Sensitivity: how far one may move the sum",
-         f"{number(dp['sensitivity'])} integer units, rounding included, which is "
-         f"{number(dp['sensitivity_in_model_units'])} in the model's units"),
+         f"{number(dp['sensitivity'])} integer units, rounding included"
+         + (", in units of the moving bound" if dp["sensitivity_in_model_units"] is None else
+            f", which is {number(dp['sensitivity_in_model_units'])} in the model's units")),
         ("Standard deviation of the summed noise, everyone answering",
          f"{number(dp['noise_stddev'])} integer units"),
         ("Noise shares that are counted on", f"{dp['shares_counted']}"
