@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import comparisons
-import jax
 import numpy as np
 from report import FOLDER, Row, figure, versions_of, write
+from seeds import Key, Samples, run_tasks
 
 import fedjax_secure as fs
 
@@ -40,9 +36,6 @@ FAIR = "q-FedAvg: synthetic(1, 1)"
 DITTO = "Ditto: digits, Dirichlet alpha 0.3"
 PERCENT, POINTS, VARIANCE = "%", "points", "points squared"
 ROUNDS = f"rounds to {TARGET:.0%}"
-
-Key = tuple[str, str, str, str]  # case, system, metric, unit
-Samples = dict[Key, list[float]]
 
 
 class Size(NamedTuple):
@@ -173,13 +166,10 @@ def tasks_of(size: Size) -> list[tuple[str, float]]:
             *(("personal", seed) for seed in seeds)]  # fmt: skip
 
 
-def run_task(name: str, argument: float, size: Size, cache: str) -> Samples:
-    """Runs one task, in a process of its own; what it compiles is there for other seeds."""
-    # One folder a process: two that write the same entry at once can spoil it.
-    jax.config.update("jax_compilation_cache_dir", f"{cache}/{os.getpid()}")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+def run_task(name: str, argument: float, quick: bool) -> Samples:
+    """Runs one task, in a process of its own."""
     task: Callable[..., Samples] = globals()[name]
-    return task(argument, size)
+    return task(argument, QUICK if quick else FULL)
 
 
 # -- effects, beside the papers' -------------------------------------------------------------------
@@ -478,46 +468,6 @@ TRIED = (
 )
 
 
-def measure(
-    size: Size, jobs: int, only: Sequence[str], keep: Path | None, log: Callable[[str], None]
-) -> Samples:
-    """Runs the tasks in processes of their own, and joins the seeds in their order.
-
-    Args:
-        size: how long.
-        jobs: processes at a time.
-        only: names of tasks; none means all.
-        keep: a folder for what each task found: a run that was cut off goes on from there.
-        log: takes lines of progress.
-    """
-    tasks = [task for task in tasks_of(size) if not only or task[0] in only]
-    found: dict[int, Samples] = {}
-    spawn = multiprocessing.get_context("spawn")
-    with (tempfile.TemporaryDirectory() as cache,
-          ProcessPoolExecutor(jobs, mp_context=spawn) as pool):  # fmt: skip
-        waiting = {}
-        for i, (name, argument) in enumerate(tasks):
-            kept = None if keep is None else keep / f"{name}_{argument:g}_{size.seeds}.json"
-            if kept is not None and kept.exists():
-                found[i] = {tuple(key): values for *key, values in json.loads(kept.read_text())}
-            else:
-                waiting[pool.submit(run_task, name, argument, size, cache)] = i, kept
-        for done in as_completed(waiting):
-            i, kept = waiting[done]
-            found[i] = done.result()
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps([[*key, values] for key, values in found[i].items()]))
-            log(f"{tasks[i][0]} {tasks[i][1]:g}")
-            for (case, system, metric, _), values in found[i].items():
-                log(f"    {case} | {system} | {metric}: {', '.join(map(figure, values))}")
-    samples: Samples = {}
-    for i in range(len(tasks)):
-        for key, values in found[i].items():
-            samples.setdefault(key, []).extend(values)
-    return samples
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run everything, print progress, and write docs/benchmarks/published.*."""
     parser = argparse.ArgumentParser(description="Published comparisons, run again.")
@@ -534,7 +484,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{time.monotonic() - started:6.1f} s {text}", flush=True)
 
     size = QUICK if options.quick else FULL
-    samples = measure(size, options.jobs, options.only, options.keep, log)
+    tasks = [(*task, options.quick) for task in tasks_of(size)
+             if not options.only or task[0] in options.only]  # fmt: skip
+    samples = run_tasks(run_task, tasks, jobs=options.jobs, log=log, keep=options.keep)
     if options.only:
         return
     quick = "A quick run: one seed and few rounds, which show no effect." if options.quick else ""
