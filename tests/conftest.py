@@ -37,6 +37,13 @@ def home(tmp_path_factory, monkeypatch):
     return path
 
 
+def pytest_collection_modifyitems(items):
+    """Names of tests that hold an address differ between the processes that share the tests."""
+    moving = sorted({item.nodeid.partition("[")[0] for item in items if " at 0x" in item.nodeid})
+    if moving:
+        raise pytest.UsageError(f"give ids= to the parameters of {', '.join(moving)}")
+
+
 def pytest_ignore_collect(collection_path):
     """Programs that tests start are not searched for documentation examples."""
     if collection_path.suffix == ".py" and not collection_path.name.startswith("test_"):

@@ -52,7 +52,9 @@ def masses_of(table: inversion.Table) -> np.ndarray:
     return np.array([*half[:0:-1], 2 * half[0], *half[1:]])
 
 
-@pytest.mark.parametrize("make, case", SAMPLERS, ids=str)
+@pytest.mark.parametrize(
+    "make, case", SAMPLERS, ids=[f"{make.__module__}-{case}" for make, case in SAMPLERS]
+)
 def test_draws_of_words_of_a_key_and_of_the_reference_agree(make, case):
     table = make(case[0])
     words = keystream_words(table, case.draws)
