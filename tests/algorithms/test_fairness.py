@@ -90,7 +90,7 @@ def play(algorithm, rounds=1, first=None, data=SMALL, **options):
     if first is not None:
         params = as_params(*first)
         made.rounds.open_states(params)
-        state = made.rounds.fresh(params)
+        state = made.rounds.fresh(params, {})
     states = [state]
     for state, _ in made.run(state, rounds=rounds):
         states.append(state)

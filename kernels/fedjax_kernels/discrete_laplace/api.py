@@ -47,7 +47,7 @@ def sampler(scale: float) -> Sampler:
       >>> from fedjax_kernels import discrete_laplace
       >>> noise = discrete_laplace.sampler(1 / 0.5)  # epsilon 0.5 for a count
       >>> noise.max_magnitude, noise.total_variation < 2**-120
-      (176, True)
+      (177, True)
 
     Source: Ghosh, Roughgarden, Sundararajan 2009, "Universally Utility-Maximizing Privacy
       Mechanisms" (the mechanism); Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Algorithm 2

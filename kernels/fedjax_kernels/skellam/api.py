@@ -73,7 +73,7 @@ def table(variance: float) -> Table:
       >>> from fedjax_kernels import skellam
       >>> small = skellam.table(4.0)
       >>> small.max_magnitude, small.total_variation < 2**-124
-      (38, True)
+      (40, True)
 
     Source: Abramowitz, Stegun 1964, 9.6.26 (the recurrence); Amos 1974, "Computation of Modified
       Bessel Functions and Their Ratios" (ratios decrease in the order).
