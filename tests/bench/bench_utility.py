@@ -294,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, and epsilon 4 only")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many seeds")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=EPSILONS, help="which")
     parser.add_argument("--keep", type=Path, help="a folder from which a cut-off run goes on")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
     options = parser.parse_args(arguments)
@@ -303,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{time.monotonic() - started:6.1f} s {text}", flush=True)
 
     seeds = 1 if options.quick else options.seeds
-    epsilons = (4.0,) if options.quick else EPSILONS
+    epsilons = (4.0,) if options.quick else tuple(options.epsilons)
     tasks = [(*setting, seed) for setting in settings(epsilons) for seed in range(seeds)]
     samples = run_tasks(run, tasks, jobs=options.jobs, log=log, keep=options.keep)
     ratios = ratios_of(samples, epsilons)
