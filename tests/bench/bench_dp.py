@@ -2,7 +2,7 @@
 
 Every system runs in a worker process of its own interpreter on one core, and the workers take
 turns. Before anything is timed, what a system makes is compared: sums with numpy's in double
-precision, draws with the law's mean and variance. A system that is off ends the run, and nothing
+precision, draws with the law's mean and variance. One of ours that is off ends the run, and nothing
 is written. Steps of DP-SGD come from `our_dpsgd.py`, `peer_opacus.py` and `peer_jax_privacy.py`,
 whose factory ``dpsgd`` has ``start(kind)``, ``steps(count)`` and ``clipped_sum()``.
 """
@@ -55,7 +55,7 @@ LAWS = [
 QUICK_LAWS = [("discrete Gaussian", 1.0), ("discrete Gaussian", 1000.0), ("Skellam", 100.0)]
 
 #: Repetitions of clipping and sampling, of OpenDP's (20,000 draws each), and of steps.
-PLAN, QUICK = (9, 5, 7), (3, 1, 3)
+PLAN, QUICK = (7, 3, 5), (3, 1, 3)
 OPENDP_DRAWS = 20_000
 
 
@@ -238,10 +238,17 @@ class Run:
             and (system.factory == "poisson") <= (law == "Skellam")
         ]  # fmt: skip
         with self.opened(case, systems, {"law": law, "parameter": parameter}) as workers:
-            for system, worker in workers.items():
+            for system, worker in list(workers.items()):
                 worker.call("it", "draw")
                 name = f"{case}, {system.name}"
-                check_law(name, self.array(worker, "drawn"), stddev, kurtosis)
+                try:
+                    check_law(name, self.array(worker, "drawn"), stddev, kurtosis)
+                except WrongResult as error:
+                    if system.name == OURS:
+                        raise
+                    # a peer that draws another law has no time for this one
+                    self.rows.append(Row.missing(case, system.name, str(error)))
+                    del workers[system]
             for slow in (False, True):
                 group = {s: w for s, w in workers.items() if (s is OPENDP) == slow}
                 self.in_turns(
