@@ -37,6 +37,25 @@ def home(tmp_path_factory, monkeypatch):
     return path
 
 
+@pytest.fixture(scope="session")
+def made_up_clients():
+    """Datasets of so many clients of five records each, two features and two classes."""
+
+    def make(num_clients: int):
+        import numpy as np
+
+        from fedjax_secure.data import FederatedDataset
+
+        x = np.random.default_rng(0).normal(size=(5 * num_clients, 2))
+        y, offsets = (x[:, 0] > 0).astype(np.int32), np.arange(0, 5 * num_clients + 1, 5)
+        return FederatedDataset(
+            name="made up", clients=tuple(f"c{i}" for i in range(num_clients)), x=x, y=y,
+            offsets=offsets, test_x=x, test_y=y, test_offsets=offsets, feature_names=("p", "q"),
+            classes=("0", "1"))
+
+    return make
+
+
 def pytest_collection_modifyitems(items):
     """Names of tests that hold an address differ between the processes that share the tests."""
     moving = sorted({item.nodeid.partition("[")[0] for item in items if " at 0x" in item.nodeid})

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from fedjax_secure.core.errors import BudgetError, SpecError
 from fedjax_secure.privacy.accounting import Adjacency, Spend, compose, most_rounds
-from fedjax_secure.privacy.accounting.arguments import rounded_up
+from fedjax_secure.privacy.accounting.arguments import require_dp_delta, rounded_up
 
 try:
     import fcntl
@@ -156,12 +156,13 @@ class Budget:
             if (text is not None or name != "label") and not (
                     isinstance(text, str) and text.strip() and text.isprintable()):
                 raise SpecError(where, need=f"{name}, a word", found=f"{name}={text!r}",
-                                fix=f"Give {name} as non-empty text.")
+                                fix="Give data.population_fingerprint of your dataset."
+                                if name == "fingerprint" else f"Give {name} as non-empty text.")
         if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon > 0):
             raise SpecError(where, need="epsilon > 0", found=f"epsilon={epsilon!r}",
                             fix="Give the epsilon that all runs together may cost.")
-        # Refuses a bad dp_delta or adjacency in the accountant's own words.
-        compose([], dp_delta)
+        require_dp_delta(where, dp_delta)
+        # Refuses a bad adjacency in the accountant's own words.
         Spend(1.0, 1.0, unit, adjacency=adjacency)
         header = {"format": _FORMAT, "fingerprint": fingerprint, "unit": unit, "label": label,
                   "adjacency": adjacency, "epsilon": float(epsilon), "dp_delta": float(dp_delta)}

@@ -8,21 +8,13 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import Cohort, SpecError
-from fedjax_secure.data import FederatedDataset
 
 CLIENTS = 6
 
 
 @pytest.fixture(scope="module")
-def data() -> FederatedDataset:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(5 * CLIENTS, 2))
-    offsets = np.arange(0, 5 * CLIENTS + 1, 5)
-    return FederatedDataset(
-        name="made up", clients=tuple(f"c{i}" for i in range(CLIENTS)), x=x,
-        y=(x[:, 0] > 0).astype(np.int32), offsets=offsets, test_x=x,
-        test_y=(x[:, 0] > 0).astype(np.int32), test_offsets=offsets, feature_names=("p", "q"),
-        classes=("0", "1"))
+def data(made_up_clients):
+    return made_up_clients(CLIENTS)
 
 
 def test_sums_over_records_refuse_clients_drawn_unequally(data):

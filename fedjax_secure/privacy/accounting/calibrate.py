@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from .arguments import as_tuple, is_positive, require, require_dp_delta
+from .arguments import as_tuple, is_count, is_positive, require, require_dp_delta
 from .compose import Accountant, compose
 from .spend import Adjacency, Sampling, Spend
 
@@ -128,6 +128,8 @@ def calibrate(
         require(is_positive(target_epsilon), where, "target_epsilon > 0",
                 f"target_epsilon={target_epsilon!r}",
                 "Give the epsilon that the whole run may cost.")
+    require(rounds is None or is_count(rounds), where, "rounds >= 1, an integer",
+            f"rounds={rounds!r}", "Give the number of equal rounds.")
     # What was left out starts at a value that is always allowed.
     one = Spend(1.0 if noise_multiplier is None else noise_multiplier,
                 1.0 if sampling_rate is None else sampling_rate, "unit",

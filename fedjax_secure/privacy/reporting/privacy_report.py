@@ -172,6 +172,10 @@ def report(
     if facts is None:
         raise ParameterError("report", need="a federation", found=type(run).__name__,
                              fix="Pass the fs.Federation(...) that ran the rounds.")
+    if context is not None and not isinstance(context, Mapping):
+        raise ParameterError("report", need=f"context, a dictionary of {sorted(CONTEXT)}",
+                             found=type(context).__name__,
+                             fix='Write context={"purpose": "..."}, for example.')
     context = dict(context or {})
     unknown = sorted(set(context) - set(CONTEXT))
     if unknown or not all(isinstance(text, str) for text in context.values()):
