@@ -412,7 +412,7 @@ def file_targets(folder: Path) -> list[Target]:
         assert {**found, "seed": seed} == key_fields
         return "the same array" if result == seed else "other values, a file written anew"
 
-    result_fields = msgpack.unpackb(opening._opened_to_bytes(
+    result_fields = msgpack.unpackb(opening.durable.opened_to_bytes(
         opening.Opened(3, total, ("ada", "bob"), bytes(32))))  # fmt: skip
 
     def judge_result(changed: bytes, result: Any) -> str:
@@ -423,7 +423,7 @@ def file_targets(folder: Path) -> list[Target]:
     return [
         packed_target("file of the key", key_fields, read_key, ResumeError, judge_key, 1),
         packed_target("file of a result", result_fields,
-                      lambda content: opening._opened_from_bytes(content, 3), OpeningError,
+                      lambda content: opening.durable.opened_from_bytes(content, 3), OpeningError,
                       judge_result, 1),
     ]  # fmt: skip
 

@@ -1,10 +1,9 @@
 """Who opens the sum: signed submissions go in, one sum comes out, once per round.
 
-A client signs what it submits (Ed25519, RFC 8032), bound to the run, the round, the model it
-answers and the key it encrypted under. An :class:`Opener` takes the clients' signed submissions,
-not a sum that somebody else computed; it checks every signature, enforces the minimum number of
-distinct clients, sums, opens, and never opens a second set of submissions for the same round.
-What it opened is on disk before it is returned, so a run that was killed gets the same sum again.
+An :class:`OnceOpener` takes the clients' signed submissions, not a sum that somebody else
+computed; it checks every signature, enforces the minimum number of distinct clients, sums, opens,
+and never opens a second set of submissions for the same round. What it opened is on disk before it
+is returned, so a run that was killed gets the same sum again.
 
 Where a run trusts its aggregator (``Setting.aggregator`` is ``"semi-honest"``), the opener takes a
 sum that the aggregator made, once a round: the checks of submissions do not happen then.
@@ -13,270 +12,25 @@ sum that the aggregator made, once a round: the checks of submissions do not hap
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
-import functools
 import hashlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, overload
+from typing import overload
 
-import msgpack
 import numpy as np
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from .errors import OpeningError, ResumeError
-from .randomness import Source
-from .spec import Aggregator, Spec
+from ..errors import OpeningError
+from .durable import opened_from_bytes, opened_to_bytes, write_durably
+from .protocols import InvalidSum, Release
+from .submissions import Opened, Setting, StoredPayload, Submission
 
-_DOMAIN = b"fedjax_secure/submission/1"
 _TOTAL_DOMAIN = b"fedjax_secure/total/1"
-CLEAR_KEY_ID = bytes(32)
-
-
-class Signer:
-    """A client's Ed25519 signing key; ``repr`` shows the public half only.
-
-    Args:
-        secret: 32 secret bytes.
-
-    Example:
-        >>> len(Signer(bytes(32)).public_key)
-        32
-    """
-
-    def __init__(self, secret: bytes):
-        self._key = Ed25519PrivateKey.from_private_bytes(secret)
-        self.public_key = self._key.public_key().public_bytes_raw()
-
-    def sign(self, message: bytes) -> bytes:
-        """64 bytes of signature."""
-        return self._key.sign(message)
-
-    def __repr__(self) -> str:
-        return f"Signer(public_key={self.public_key.hex()})"
-
-
-class StoredPayload:
-    """A payload that lies in a file and is read only when it is needed.
-
-    A thousand clients' ciphertexts need not be in memory at once.
-
-    Args:
-        path: the file.
-        start: where the payload begins.
-        size: its bytes.
-        digest: its SHA-256.
-
-    Raises:
-        ResumeError: (from ``bytes``) the file does not hold these bytes any more.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile() as file:
-        ...     _ = file.write(b"abcdef"), file.flush()
-        ...     stored = StoredPayload(Path(file.name), 2, 3, hashlib.sha256(b"cde").digest())
-        ...     bytes(stored), len(stored)
-        (b'cde', 3)
-    """
-
-    def __init__(self, path: Path, start: int, size: int, digest: bytes):
-        self.path, self.start, self.digest = path, start, digest
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __bytes__(self) -> bytes:
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.start)
-                content = file.read(self._size)
-        except OSError:
-            content = b""
-        if hashlib.sha256(content).digest() != self.digest:
-            raise ResumeError("reading a stored payload", need="the bytes that were written",
-                              found="others, or none", fix="Restore the run's folder from a "
-                              "backup, or begin a new run.")
-        return content
-
-    def __repr__(self) -> str:
-        return f"StoredPayload({self._size} bytes)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Submission:
-    """One client's signed message of one round.
-
-    Attributes:
-        client: the client's id.
-        run: the run's id, 16 bytes.
-        round: the round, from 1.
-        model_digest: SHA-256 of the model that the update answers.
-        key_id: SHA-256 of the public key the payload is encrypted under; zeros in the clear.
-        payload: the encoded value, as its scheme's wire format has it; perhaps in a file.
-        signature: Ed25519 over :meth:`statement`.
-    """
-
-    client: str
-    run: bytes
-    round: int
-    model_digest: bytes
-    key_id: bytes
-    payload: bytes | StoredPayload = dataclasses.field(repr=False)
-    signature: bytes = dataclasses.field(default=b"", repr=False)
-
-    @functools.cached_property
-    def payload_digest(self) -> bytes:
-        """SHA-256 of the payload."""
-        if isinstance(self.payload, StoredPayload):
-            return self.payload.digest
-        return hashlib.sha256(self.payload).digest()
-
-    @property
-    def num_bytes(self) -> int:
-        """What the message takes on the wire: payload, ids, digests and signature."""
-        fixed = len(self.run) + 8 + len(self.model_digest) + len(self.key_id)
-        return len(self.payload) + len(self.client.encode()) + fixed + len(self.signature)
-
-    def statement(self) -> bytes:
-        """The signed bytes: every field, length-prefixed, under a domain of its own."""
-        fields = (_DOMAIN, self.client.encode(), self.run, self.round.to_bytes(8, "little"),
-                  self.model_digest, self.key_id, self.payload_digest)
-        return b"".join(struct.pack("<I", len(field)) + field for field in fields)
-
-    @property
-    def statement_digest(self) -> bytes:
-        """SHA-256 of the signed bytes: what the client commits to on the ledger."""
-        return hashlib.sha256(self.statement()).digest()
-
-    def signed(self, signer: Signer) -> Submission:
-        """This submission with the client's signature; the payload is hashed once."""
-        signed = dataclasses.replace(self, signature=signer.sign(self.statement()))
-        vars(signed)["payload_digest"] = self.payload_digest
-        return signed
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What stages and openers need to know of a run when it is set up.
-
-    Attributes:
-        run: the run's id, 16 bytes.
-        roster: each client's Ed25519 public key.
-        min_clients: how many distinct clients a sum needs.
-        source: where keys come from.
-        folder: a private folder for the opener's keys and results; None keeps both in memory.
-        aggregator: whether openers recompute the sum, or trust the aggregator's.
-    """
-
-    run: bytes
-    roster: Mapping[str, bytes]
-    min_clients: int
-    source: Source
-    folder: Path | None = None
-    aggregator: Aggregator = "untrusted"
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """An opened sum.
-
-    Attributes:
-        round: the round it belongs to.
-        total: uint32 (ring elements) or float32, [dim].
-        clients: whose submissions are in it, sorted.
-        submissions_digest: SHA-256 over the signed statements, in the clients' order; of a sum
-            that the aggregator made, over that sum, the model and the clients.
-    """
-
-    round: int
-    total: np.ndarray
-    clients: tuple[str, ...]
-    submissions_digest: bytes
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 of the sum's little-endian bytes."""
-        return hashlib.sha256(self.total.astype(self.total.dtype.newbyteorder("<")).tobytes()
-                              ).digest()
-
-
-class InvalidSum(OpeningError):
-    """What was opened is not a sum of well-formed values: some client did not encode as planned.
-
-    Raised after the private key was used. Whether a sum is valid tells something about the key, so
-    the round is used up: no other set of submissions is opened for it.
-    """
-
-
-class Release(Protocol):
-    """What is done to a sum before it is stored or shown: noise is added to it."""
-
-    def __call__(self, round: int, total: np.ndarray, submissions_digest: bytes) -> np.ndarray:
-        """A sum of the same shape and dtype; the same one for the same submissions."""
-        ...
-
-    def prepare(self, round: int) -> None:
-        """Have on disk what the round's noise is drawn from."""
-        ...
-
-    def prepared(self, round: int) -> bool:
-        """Whether it is there."""
-        ...
-
-    def forget(self, round: int) -> None:
-        """Delete it: the round's result is stored."""
-        ...
-
-
-class Opener(Protocol):
-    """Opens one sum a round; see :class:`OnceOpener` for the checks every opener makes."""
-
-    key_id: bytes
-    keeps_key: bool
-
-    def open(self, round: int, model_digest: bytes, submissions: Sequence[Submission]) -> Opened:
-        """Check, sum and open."""
-        ...
-
-    def open_total(
-        self, round: int, model_digest: bytes, total: bytes, clients: Sequence[str]
-    ) -> Opened:
-        """Open a sum that a trusted aggregator made."""
-        ...
-
-    @property
-    def rounds_left(self) -> int | None:
-        """How many more rounds can be opened with this key; None for any number."""
-        ...
-
-    def opened(self, round: int) -> Opened | None:
-        """The stored result of a round, or None."""
-        ...
-
-    def release_through(self, release: Release) -> None:
-        """Have every sum pass through ``release`` before it is stored or shown."""
-        ...
-
-    def prepare(self, round: int) -> None:
-        """Settle what a round's release draws, before clients make their messages."""
-        ...
-
-    def prepared(self, round: int) -> bool:
-        """Whether what was settled for a round is still there."""
-        ...
-
-    def close(self) -> None:
-        """Release processes and files; stored results stay."""
-        ...
 
 
 class OnceOpener:
@@ -464,7 +218,7 @@ class OnceOpener:
         if round not in self._results and self.setting.folder is not None:
             path = self._path(round)
             if path.exists():
-                self._results[round] = _opened_from_bytes(path.read_bytes(), round)
+                self._results[round] = opened_from_bytes(path.read_bytes(), round)
         return self._results.get(round)
 
     def release_through(self, release: Release) -> None:
@@ -570,36 +324,8 @@ class OnceOpener:
 
     def _store(self, opened: Opened) -> None:
         if self.setting.folder is not None:
-            write_durably(self._path(opened.round), _opened_to_bytes(opened))
+            write_durably(self._path(opened.round), opened_to_bytes(opened))
         self._results[opened.round] = opened
-
-
-class ClearOpener(OnceOpener):
-    """The server itself: it reads every client's value and adds them up.
-
-    Used where a chain ends without encryption; it makes the same checks as a key holder.
-    """
-
-    def __init__(self, setting: Setting, spec: Spec):
-        modulus, dim = spec.modulus, spec.dim
-        dtype = np.dtype("<f4") if modulus is None else np.dtype("<u4")
-
-        def read(payload: bytes) -> np.ndarray:
-            if len(payload) != 4 * dim:
-                raise OpeningError("the sum", need=f"{4 * dim} bytes a client",
-                                   found=f"{len(payload)}", fix="Send one word a value.")
-            return np.frombuffer(payload, dtype)
-
-        def add(payloads: Sequence[bytes]) -> np.ndarray:
-            total = np.zeros(dim, dtype)
-            for payload in payloads:
-                total += read(payload)  # words wrap modulo 2^32, a multiple of the modulus
-            return total if modulus is None else np.bitwise_and(total, np.uint32(modulus - 1))
-
-        def open_sum(payload: bytes, num_clients: int) -> np.ndarray:
-            return read(payload)
-
-        super().__init__(setting, CLEAR_KEY_ID, add, open_sum=open_sum)
 
 
 class _Payloads(Sequence[bytes]):
@@ -619,43 +345,3 @@ class _Payloads(Sequence[bytes]):
         if isinstance(place, slice):
             return _Payloads(self._payloads[place])
         return bytes(self._payloads[place])
-
-
-def write_durably(path: Path, content: bytes, *, private: bool = True) -> None:
-    """Write a file so that it is whole or absent after a crash: temporary file, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb", opener=lambda p, f: os.open(p, f, 0o600 if private else 0o644)) as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _opened_to_bytes(opened: Opened) -> bytes:
-    content = msgpack.packb({
-        "round": opened.round, "dtype": opened.total.dtype.str, "total": opened.total.tobytes(),
-        "clients": list(opened.clients), "submissions_digest": opened.submissions_digest,
-    })
-    assert content is not None
-    return content
-
-
-def _opened_from_bytes(content: bytes, round: int) -> Opened:
-    try:
-        fields = msgpack.unpackb(content)
-        if fields["dtype"] not in ("<u4", "<f4") or fields["round"] != round:
-            raise ValueError
-        clients, digest = tuple(fields["clients"]), fields["submissions_digest"]
-        if not all(isinstance(name, str) for name in clients) or not isinstance(digest, bytes):
-            raise TypeError
-        stored = Opened(round, np.frombuffer(fields["total"], fields["dtype"]), clients, digest)
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        raise OpeningError(f"the stored result of round {round}", need="a whole file",
-                           found="one that cannot be read", fix="Restore it from a backup; "
-                           "the round is not opened a second time.") from error
-    return stored
