@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_secure.core import party as party_module
 from fedjax_secure.core.errors import ParameterError, PartyError
 from fedjax_secure.core.party import (
     MalformedMessage,
@@ -26,15 +25,16 @@ from fedjax_secure.core.party import (
     Party,
     Refusal,
     encode_message,
+    serve,
 )
+from fedjax_secure.core.party import messages as party_messages
 
 ROOT = Path(__file__).resolve().parents[2]
 
 CHILD = '''
 import os, resource, signal, sys, time
 import numpy as np
-from fedjax_secure.core import party
-from fedjax_secure.core.party import Refusal, serve
+from fedjax_secure.core.party import Refusal, child, encode_message, serve
 
 def echo(value):
     return value
@@ -68,12 +68,12 @@ def refuse():
     raise Refusal("the test", need="a reason", found="none", fix="Give one.")
 
 def garbage():
-    os.write(party._channel[1], b"HTTP/1.1 200 OK, or anything else of some length")
+    os.write(child._channel[1], b"HTTP/1.1 200 OK, or anything else of some length")
     time.sleep(60)
 
 def answer_twice():
-    for piece in party.encode_message({"number": 1, "result": "too early"}):
-        os.write(party._channel[1], piece)
+    for piece in encode_message({"number": 1, "result": "too early"}):
+        os.write(child._channel[1], piece)
     return "the answer"
 
 def surroundings():
@@ -191,7 +191,7 @@ def test_a_message_with_more_bytes_is_refused():
 
 
 def test_a_claim_of_too_many_bytes_is_refused_before_memory_is_taken():
-    prefix = party_module._PREFIX.pack(party_module._MAGIC, 8, 1 << 62)
+    prefix = party_messages._PREFIX.pack(party_messages._MAGIC, 8, 1 << 62)
     with pytest.raises(MalformedMessage, match="limit"):
         MessageReader().feed(prefix)
 
@@ -435,7 +435,7 @@ def test_an_interpreter_that_is_none(script, tmp_path):
 
 def test_serve_outside_a_party_is_refused():
     with pytest.raises(PartyError, match="a process that Party"):
-        party_module.serve({}, about={})
+        serve({}, about={})
 
 
 # -- no party is left behind -----------------------------------------------------------------------
