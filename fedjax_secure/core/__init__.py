@@ -26,8 +26,9 @@ from .opening import (
 )
 from .randomness import SecureSource, SeededSource, Source, Stream, source
 from .record import RoundRecord, model_digest
-from .spec import Aggregator, Mechanism, Sampling, Spec, ThreatModel
+from .spec import Aggregator, Mechanism, Sampling, Spec
 from .stage import Aggregation, Stage, Static, chain
+from .threat_model import ThreatModel
 
 __all__ = [
     "Aggregation", "Aggregator", "BudgetError", "ClearOpener", "Cohort", "DataError", "InvalidSum",

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import Cohort, OpeningError, RoundState, Setting, Signer, Submission
+from ..core.finite import require_finite
 from ..core.randomness import device_keys
-from ..core.stage import States, require_finite
+from ..core.stage import States
 from ..training import Rows
 from .rounds import Rounds
 from .storage import Journal, Sent

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..algorithms import Algorithm
 from ..core import Aggregation, Cohort, RoundState, Source, Spec, SpecError, UpdateError
+from ..core.finite import all_finite
 from ..core.randomness import host_shuffles
-from ..core.stage import all_finite
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Candidates, Observed, Selection

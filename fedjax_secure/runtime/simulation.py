@@ -14,8 +14,8 @@ import numpy as np
 
 from ..algorithms import Algorithm
 from ..core import Aggregation, RoundState, Spec, SpecError, chain, source
+from ..core.opening import AT_OPENING, Releases
 from ..core.randomness import device_keys
-from ..core.stage import AT_OPENING, Releases
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Selection, all_records

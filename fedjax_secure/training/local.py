@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_secure.core.stage import all_finite
+from fedjax_secure.core.finite import all_finite
 from fedjax_secure.training.contracts import (
     Batch,
     ClientResult,

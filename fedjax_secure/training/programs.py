@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedjax_secure.core.errors import SpecError
-from fedjax_secure.core.stage import all_finite
+from fedjax_secure.core.finite import all_finite
 from fedjax_secure.training.contracts import ClientResult, ClientWork, Done, Rows, Sink, Total
 from fedjax_secure.training.layouts import Inputs, Program, lanes, ragged
 from fedjax_secure.training.packing import Draw

@@ -24,8 +24,8 @@ from fedjax_secure.core import (
     Submission,
     UpdateError,
 )
+from fedjax_secure.core.finite import require_finite
 from fedjax_secure.core.randomness import device_keys
-from fedjax_secure.core.stage import require_finite
 
 CLIENTS = ("a", "b", "c", "d")
 DIM = 21

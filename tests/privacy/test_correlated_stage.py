@@ -10,7 +10,7 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import Sampling, Spec, SpecError, source
-from fedjax_secure.core.stage import Releases
+from fedjax_secure.core.opening import Releases
 from fedjax_secure.privacy import banded, clip, correlated_noise, quantise, tree
 from fedjax_secure.privacy.correlated.separation import Schema
 

@@ -11,7 +11,7 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import OpeningError, ResumeError, SpecError
-from fedjax_secure.core.stage import Releases
+from fedjax_secure.core.opening import Releases
 from fedjax_secure.privacy import banded, correlated_noise, tree
 from fedjax_secure.privacy.correlated.separation import Schema
 
