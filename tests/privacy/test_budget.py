@@ -286,12 +286,12 @@ def test_a_second_spender_waits_and_then_hears_who_holds_it(tmp_path):
     # The other process stops in the middle of a spend, with the lock held.
     code = """
 b = budget()
-write = b._write
+write = b._file.write
 def slow(history):
     print("holding", flush=True)
     time.sleep(float(sys.argv[2]))
     write(history)
-b._write = slow
+b._file.write = slow
 b.spend("the other run", 7, ROUND)
 """
     process = start(code, str(tmp_path), "600")

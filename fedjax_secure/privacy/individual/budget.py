@@ -18,7 +18,7 @@ from fedjax_secure.core.errors import BudgetError, SpecError
 from fedjax_secure.core.opening import write_durably
 
 from ..accounting import Adjacency, Spend
-from ..budget import Budget, BudgetEntry, _file_name, _since_reset, settled_groups_path
+from ..budget import Budget, BudgetEntry, file_name, settled_groups_path, since_reset
 from .plan import IndividualPlan, integer_norm
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class IndividualBudget:
         A group with too little left is drawn more seldom; one whose budget is used up never again.
         """
         return self.plan.limited({
-            name: [entry.spend for entry in _since_reset(part.entries()) if entry.spend]
+            name: [entry.spend for entry in since_reset(part.entries()) if entry.spend]
             for name, part in self._parts.items()})
 
     def check(self, spend: Spend, rounds: int) -> None:
@@ -353,12 +353,12 @@ class IndividualBudget:
 
 def _releases(part: Budget) -> set[tuple[str | None, int | None, int | None]]:
     return {(entry.run_id, entry.round, entry.attempt)
-            for entry in _since_reset(part.entries()) if entry.spend}
+            for entry in since_reset(part.entries()) if entry.spend}
 
 
 def _refuse_uniform(part: Budget, fingerprint: str, unit: str, label: str | None) -> None:
     """Refuses people whose privacy was spent from uniformly, by the budget beside these."""
-    path = part.path.parent / _file_name(fingerprint, unit, label)
+    path = part.path.parent / file_name(fingerprint, unit, label)
     if not path.exists():
         return
     header = json.loads(path.read_text("utf-8").split("\n", 1)[0])
