@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from fedjax_secure.core.errors import SpecError
 from fedjax_secure.training import local
 from fedjax_secure.training.contracts import (
     ClientRecords,
@@ -24,6 +22,19 @@ from fedjax_secure.training.contracts import (
     Total,
     TrainableModel,
 )
+from fedjax_secure.training.engine.arguments import (
+    float_params,
+    record_bounds_of,
+    refused,
+    require_encoder,
+    require_keys,
+    require_own,
+    require_states,
+    shares_of,
+    sink_of,
+    weights_of,
+)
+from fedjax_secure.training.engine.transfers import Transfers
 from fedjax_secure.training.ghost import ghost_sums
 from fedjax_secure.training.packing import Draw, pack_draw
 from fedjax_secure.training.programs import AXIS, round_program
@@ -123,9 +134,9 @@ class Engine:
         for name, value, example in (("batch_size", batch_size, 32), ("num_lanes", num_lanes, 16)):
             whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if not whole or value < 1:
-                raise _refuse(f"an integer {name} of 1 or more", repr(value), f"Try {example}.")
+                raise refused(f"an integer {name} of 1 or more", repr(value), f"Try {example}.")
         if dataset.x.shape[1] != model.num_features or len(dataset.classes) != model.num_classes:
-            raise _refuse(
+            raise refused(
                 f"a dataset of {model.num_features} features and {model.num_classes} classes for "
                 f"model `{model.name}`",
                 f"{dataset.x.shape[1]} and {len(dataset.classes)}",
@@ -133,24 +144,21 @@ class Engine:
             )
         chosen = list(jax.devices() if devices is None else devices)
         if not chosen:
-            raise _refuse("at least one device", "none", "Leave devices= out.")
+            raise refused("at least one device", "none", "Leave devices= out.")
         if layout not in (None, "ragged", "lanes"):
-            raise _refuse('layout "ragged" or "lanes"', repr(layout), "Leave layout= out.")
+            raise refused('layout "ragged" or "lanes"', repr(layout), "Leave layout= out.")
         self.model, self.dataset, self.batch_size = model, dataset, int(batch_size)
-        self._several = jax.process_count() > 1
+        several = jax.process_count() > 1
         # Every process has to hold a device, so that each gets the result.
-        self.devices = tuple(chosen if self._several else chosen[: len(dataset.clients)])
+        self.devices = tuple(chosen if several else chosen[: len(dataset.clients)])
         self.layout = layout or ("ragged" if self.devices[0].platform == "cpu" else "lanes")
         self.num_lanes = int(num_lanes) if self.layout == "lanes" else 1
-        mesh = Mesh(np.array(self.devices), (AXIS,))
-        self._mesh = mesh
-        self._everywhere = NamedSharding(mesh, P())
-        self._dealt = NamedSharding(mesh, P(AXIS))
-        self._x = self._put(np.asarray(dataset.x))
-        self._y = self._put(np.asarray(dataset.y, np.int32))
+        self._mesh = Mesh(np.array(self.devices), (AXIS,))
+        self._moves = Transfers(self._mesh, several=several)
+        self._x = self._moves.put(np.asarray(dataset.x))
+        self._y = self._moves.put(np.asarray(dataset.y, np.int32))
         self._programs: dict[Hashable, Callable[..., Any]] = {}
         self._works: dict[Hashable, ClientWork] = {}
-        self._stateless: dict[int, jax.Array] = {}
         self._traces: Counter[str] = Counter()
 
     @property
@@ -235,27 +243,12 @@ class Engine:
             SpecError: arguments of other shapes than those above.
         """
         num_clients, num_devices = len(self.dataset.clients), len(self.devices)
-        into = self._sink(into, with_states=work.state_size > 0)
+        into = sink_of(into, num_clients, with_states=work.state_size > 0)
         clients = np.asarray(into.clients, np.int64)
         own = {} if own is None else dict(own)
-        for name, value in own.items():
-            if np.shape(value)[:1] != (num_clients,):
-                raise _refuse(
-                    f"own[{name!r}] with a row for each of {num_clients} clients",
-                    f"{list(np.shape(value))}",
-                    "Number clients as the dataset does.",
-                )
-        share = self._share(share)
-        if (states is None) == (work.state_size > 0) or (
-            states is not None and np.shape(states) != (len(clients), work.state_size)
-        ):
-            raise _refuse(
-                f"states of shape [{len(clients)}, {work.state_size}] for work `{work.name}`"
-                if work.state_size
-                else f"no states for work `{work.name}`, which keeps none",
-                "none" if states is None else f"{list(np.shape(states))}",
-                "Read them from where the last round's were kept, in the sink's order.",
-            )
+        require_own(own, num_clients)
+        share = shares_of(share, num_clients)
+        require_states(states, work, len(clients))
         room = into.room
         capacity = None if room is None else -(-room // num_devices)
         draw = self.pack(
@@ -267,7 +260,7 @@ class Engine:
             batch_size=work.batch_size,
         )
         if draw.passes < work.passes and int(draw.busy.sum()) and draw.count.any():
-            raise _refuse(
+            raise refused(
                 f"{work.passes} passes over each client's records for work `{work.name}`",
                 f"{draw.passes}",
                 "Give an order for each pass: [passes, count].",
@@ -285,7 +278,7 @@ class Engine:
         sealing = ()
         if isinstance(into, Total) and into.contribution is not None:
             sealing = (np.asarray(into.keys), into.states)
-        shared, own, share, sealing, packed = self._put(
+        shared, own, share, sealing, packed = self._moves.put(
             (shared, own, share, sealing, draw.packed())
         )
         values, nonfinite, steps, metrics, after = self._programs[name](
@@ -296,17 +289,17 @@ class Engine:
             self._y,
             sealing,
             packed,
-            self._split(states, rows, num_devices * capacity),
+            self._moves.split(states, rows, num_devices * capacity),
         )
         if isinstance(into, Rows):
             taking_part = np.zeros(num_clients, bool)
             taking_part[draw.client[:busy]] = True
             dealt = taking_part[clients]
-            values = self._in_order(values, rows, dealt, into.room)
+            values = self._moves.in_order(values, rows, dealt, into.room)
         else:
-            values = self._local(values)
-        new = self._fetch(after)[rows] if work.state_size else None
-        return ClientValues(values, *self._local((nonfinite, steps, metrics)), new)
+            values = self._moves.local(values)
+        new = self._moves.fetch(after)[rows] if work.state_size else None
+        return ClientValues(values, *self._moves.local((nonfinite, steps, metrics)), new)
 
     def record_sums(
         self,
@@ -356,25 +349,25 @@ class Engine:
         """
         dtype = np.dtype(out_dtype)
         if dtype not in (np.dtype("int32"), np.dtype("uint32"), np.dtype("float32")):
-            raise _refuse(
+            raise refused(
                 "out_dtype int32, uint32 or float32",
                 str(dtype),
                 "Round each record to integers first.",
             )
         keys = np.asarray(keys)
-        self._check_keys(keys)
+        require_keys(keys, len(self.dataset.clients))
         with_states = states is not None
         bounded = record_bounds is not None
         name = ("record_sums", encode_record, dtype, with_states, bounded)
         if name not in self._works:
-            self._check_encoder(encode_record, dtype, (states,) if with_states else ())
+            require_encoder(encode_record, dtype, self.model.dim, (states,) if with_states else ())
             self._works[name] = local.record_sums(
                 self.model, encode_record, dtype, with_states=with_states,
                 with_record_bounds=bounded,
             )  # fmt: skip
-        shared = {"params": self._float_params(params), "states": states}
+        shared = {"params": float_params(self.model, params), "states": states}
         if bounded:
-            shared["record_bounds"] = self._record_bounds(record_bounds)
+            shared["record_bounds"] = record_bounds_of(record_bounds, len(self.dataset.y))
         return self.train(
             self._works[name], shared, indices, own={"key": keys}, distinct=True, into=into
         )
@@ -413,9 +406,9 @@ class Engine:
             self._works[name] = ghost_sums(
                 self.model, l2_bound, batch_size=self.batch_size, with_record_bounds=bounded
             )
-        shared = {"params": self._float_params(params)}
+        shared = {"params": float_params(self.model, params)}
         if bounded:
-            shared["record_bounds"] = self._record_bounds(record_bounds)
+            shared["record_bounds"] = record_bounds_of(record_bounds, len(self.dataset.y))
         return self.train(self._works[name], shared, indices, distinct=True, into=into)
 
     def local_sgd(
@@ -454,161 +447,21 @@ class Engine:
                 finite, or other parameters.
         """
         if (learning_rate is None) == (optimizer is None):
-            raise _refuse(
+            raise refused(
                 "a learning_rate or an optimizer",
                 "both" if optimizer is not None else "neither",
                 "Write learning_rate=0.1 or optimizer=optax.adam(1e-3).",
             )
         if learning_rate is not None and not np.isfinite(learning_rate):
-            raise _refuse("a finite learning_rate", repr(learning_rate), "Try 0.1.")
-        num_clients = len(self.dataset.clients)
-        weights = np.ones(num_clients) if weights is None else np.asarray(weights)
-        if weights.shape != (num_clients,) or not np.all(np.isfinite(weights)):
-            raise _refuse(
-                f"{num_clients} finite weights",
-                f"{list(weights.shape)} or some that are not finite",
-                "Give one for each client of the dataset.",
-            )
+            raise refused("a finite learning_rate", repr(learning_rate), "Try 0.1.")
+        own = {"weight": weights_of(weights, len(self.dataset.clients))}
         passes = max((len(rows) for rows in indices if np.ndim(rows) == 2), default=1)
         name = ("local_sgd", optimizer, passes)
         if name not in self._works:
             self._works[name] = local.local_sgd(self.model, passes=passes, optimizer=optimizer)
         rate = np.float32(0 if learning_rate is None else learning_rate)
-        shared = {"params": self._float_params(params), "learning_rate": rate}
-        own = {"weight": weights.astype(np.float32)}
+        shared = {"params": float_params(self.model, params), "learning_rate": rate}
         return self.train(self._works[name], shared, indices, own=own, into=into)
-
-    # -- what is checked ---------------------------------------------------------------------
-
-    def _sink(self, into: Sink | None, *, with_states: bool) -> Sink:
-        num_clients = len(self.dataset.clients)
-        if into is None:
-            return Rows.of(range(num_clients), num_clients)
-        if not isinstance(into, Rows | Total):
-            raise _refuse("a sink: Rows or Total", type(into).__name__, "Leave into= out.")
-        clients = np.asarray(into.clients)
-        known = not clients.size or (clients.min() >= 0 and clients.max() < num_clients)
-        if not known or len(set(into.clients)) != len(into.clients):
-            raise _refuse(
-                f"distinct client numbers from 0 to {num_clients - 1}",
-                "others, or one twice",
-                "Number clients as the dataset does.",
-            )
-        if isinstance(into, Total):
-            # Too few keys would not fail in a compiled program: the last would serve several.
-            self._check_keys(np.asarray(into.keys))
-            room = (into.room or num_clients) if with_states else None
-            into = into._replace(room=room)
-        if into.room is not None and not len(into.clients) <= into.room:
-            raise _refuse(
-                f"at most {into.room} clients in a chunk of that many rows",
-                str(len(into.clients)),
-                "Make chunks smaller, or give them more rows.",
-            )
-        return into
-
-    def _check_keys(self, keys: np.ndarray) -> None:
-        num_clients = len(self.dataset.clients)
-        if keys.shape != (num_clients, 8) or keys.dtype != np.uint32:
-            raise _refuse(
-                f"keys of shape [{num_clients}, 8] and dtype uint32",
-                f"{keys.dtype}{list(keys.shape)}",
-                "Give each client of the dataset eight 32-bit words of fresh randomness.",
-            )
-
-    def _check_encoder(self, encode_record: Any, dtype: np.dtype, states: tuple) -> None:
-        out = jax.eval_shape(
-            encode_record,
-            *states,
-            jax.ShapeDtypeStruct((8,), jnp.uint32),
-            jax.ShapeDtypeStruct((), jnp.uint32),
-            jax.ShapeDtypeStruct((self.model.dim,), jnp.float32),
-        )
-        found = (getattr(out, "shape", None), getattr(out, "dtype", None))
-        if found != ((self.model.dim,), dtype):
-            raise _refuse(
-                f"encode_record to return {dtype}[{self.model.dim}]",
-                f"{found[1]}{list(found[0] or ())}",
-                "Round the clipped gradient to integers, and keep its length.",
-            )
-
-    def _record_bounds(self, bounds: Any) -> np.ndarray:
-        bounds, records = np.asarray(bounds), len(self.dataset.y)
-        numbers = np.issubdtype(bounds.dtype, np.number) and bounds.shape == (records,)
-        if not numbers or not np.all(np.isfinite(bounds) & (bounds >= 0)):
-            raise _refuse(
-                f"record_bounds, {records} finite numbers of 0 or more, by row number",
-                f"{bounds.dtype}{list(bounds.shape)}, or some that are not",
-                "0 leaves a record out of the sum.",
-            )
-        return bounds.astype(np.float32)
-
-    def _share(self, share: np.ndarray | None) -> np.ndarray | None:
-        num_clients = len(self.dataset.clients)
-        if share is None:
-            return None
-        share = np.asarray(share, np.float32)
-        if share.shape != (num_clients,) or not np.all((share > 0) & (share <= 1)):
-            raise _refuse(
-                f"{num_clients} shares above 0 and up to 1",
-                f"{list(share.shape)}, or values outside",
-                "Give 1 for a client that completes its work.",
-            )
-        return share
-
-    def _float_params(self, params: Params) -> Params:
-        self.model.ravel(params)  # refuses the parameters of another model
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-
-    # -- to the devices and back -------------------------------------------------------------
-
-    def _put(self, values: Any) -> Any:
-        """The same values on every device, those of other processes included."""
-        if not self._several:
-            return jax.device_put(values, self._everywhere)
-
-        def everywhere(value):
-            # device_put refuses what lies on one process's device; and of what lies on the host
-            # it compares all processes' copies, in each round.
-            if isinstance(value, jax.Array) and value.sharding == self._everywhere:
-                return value
-            host = np.asarray(jnp.asarray(value))
-            return jax.make_array_from_callback(host.shape, self._everywhere, host.__getitem__)
-
-        return jax.tree.map(everywhere, values)
-
-    def _split(self, states: np.ndarray | None, rows: np.ndarray, room: int) -> jax.Array:
-        """Clients' states, each in its row of the device that it was dealt to."""
-        if states is None:
-            if room not in self._stateless:
-                self._stateless[room] = self._make_split(np.zeros((room, 0), np.float32))
-            return self._stateless[room]
-        kept = np.zeros((room, np.shape(states)[1]), np.float32)
-        kept[rows] = states
-        return self._make_split(kept)
-
-    def _make_split(self, values: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(values.shape, self._dealt, lambda part: values[part])
-
-    def _local(self, values: Any) -> Any:
-        """What every device has a copy of, on the first device of this process."""
-        return jax.tree.map(lambda value: value.addressable_data(0), values)
-
-    def _fetch(self, values: jax.Array) -> np.ndarray:
-        return np.asarray(self._local(values) if self._several else values)
-
-    def _in_order(self, values: jax.Array, rows: np.ndarray, dealt: np.ndarray, room: int):
-        """The clients' rows in the sink's order; zeros for those who took no part."""
-        if "in_order" not in self._programs:
-
-            def in_order(values, rows, dealt):
-                return jnp.where(dealt[:, None], values[rows], jnp.zeros((), values.dtype))
-
-            self._programs["in_order"] = jax.jit(in_order)
-        values = self._local(values) if self._several else jax.device_put(values, self.devices[0])
-        places, used = np.zeros(room, np.int32), np.zeros(room, bool)
-        places[: len(rows)], used[: len(rows)] = rows, dealt
-        return self._programs["in_order"](values, places, used)
 
     def _compile(self, work: ClientWork, into: Sink, capacity: int) -> Callable[..., Any]:
         program = round_program(
@@ -631,7 +484,3 @@ class Engine:
 def _shape_of(into: Sink) -> Hashable:
     """What of a sink a compiled program depends on."""
     return into.room if isinstance(into, Rows) else (into.contribution, into.add)
-
-
-def _refuse(need: str, found: str, fix: str) -> SpecError:
-    return SpecError("the engine", need=need, found=found, fix=fix)
