@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from ..algorithms import Algorithm
 from ..core import (
     Aggregation,
     Aggregator,
-    Cohort,
     Mechanism,
     Opened,
     ResumeError,
@@ -36,13 +34,14 @@ from ..ledger import Account, EmbeddedLedger, commit
 from ..models import Model
 from ..privacy import Budget, RunFacts
 from ..selection import Selection, all_records, require_separated
-from ..training import evaluate
 from .clients import Clients, RoundInput
+from .figures import Clock, held_out, reported
 from .rounds import Rounds, check_parts, denominator_of
 from .storage import Journal, Sent
 from .terms import (
     cost_of,
     figures_of,
+    manifest_of,
     planned_chain,
     require_first_release,
     require_individual,
@@ -163,30 +162,9 @@ class Federation:
 
     # -- what the run is, checked before anything is traced ---------------------------------
 
-    def _manifest(self, states: dict) -> dict[str, Any]:
-        return {
-            "release": __version__,
-            "model": self.model.name, "dim": self.model.dim,
-            "data": self.data.fingerprint, "algorithm": self.algorithm.name,
-            "algorithm's settings": self.algorithm.settings,
-            "server optimiser": self._rounds.server_digest(states, self.spec),
-            "clients' work": self._rounds.work_digest(states),
-            "stages": [stage.name for stage in self.aggregation.stages],
-            "selection": self.selection.name, "selection's settings": self.selection.settings,
-            "seed": self.seed,
-            "ledger": self.ledger is not None, **self._settled_spec(),
-            **({"groups": self.selection.by_group.digest} if self.selection.by_group else {}),
-        }
-
-    def _settled_spec(self) -> dict[str, Any]:
-        fields = dict(vars(self.spec))
-        mechanism, sampling = fields.pop("mechanism"), fields.pop("sampling")
-        return {**fields, "mechanism": mechanism and dict(vars(mechanism)),
-                "noise_multiplier": mechanism.noise_multiplier if mechanism else 0.0,
-                "sampling_rate": sampling.rate if sampling else 1.0}
-
     def _set_up(self, states: dict) -> None:
-        manifest = self._manifest(states)
+        manifest = manifest_of(self._rounds, self.spec, states, seed=self.seed,
+                               ledger=self.ledger is not None)
         self._journal.settle(manifest)
         clients = self.data.clients
 
@@ -308,7 +286,7 @@ class Federation:
     def _round(self, state: RoundState) -> tuple[RoundState, RoundRecord]:
         self._require_open()
         number, before = self._require_last(state) + 1, model_digest(state.params)
-        clock = _Clock()
+        clock = Clock()
         sent, notes = self._kept(number)
         if sent is None:
             cohort = self._rounds.draw(number, state)
@@ -341,8 +319,10 @@ class Federation:
         if self.ledger is not None:
             head = self._confirm(number, after)
         clock.lap("ledger")
-        metrics = self._evaluate(params) | {name: float(v) for name, v in figures.items()}
-        observed = self._observed(number, sent, metrics)
+        metrics = held_out(self.model, params, self.data)
+        metrics |= {name: float(v) for name, v in figures.items()}
+        *observed, means = reported(self.data, sent, number)
+        metrics |= means
         new = RoundState(params, opt_state, carried, number, self._rounds.observe(state, *observed))
         record = RoundRecord(
             run=self.run_id, round=number, mode=_label(self.source.mode), clients=opened.clients,
@@ -356,28 +336,6 @@ class Federation:
         if self._rounds.states is not None:
             self._rounds.states.commit(number)
         return new, record
-
-    def _observed(self, number: int, sent: Sent, metrics: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """What clients reported of their work; the means go into the round's metrics."""
-        clients = self.data.num_clients
-        work = sent.notes.get("work", {"clients": [], "steps": [], "metrics": {}})
-        took = np.asarray(work["clients"], np.int64)
-        steps, found = np.zeros(clients, np.int64), {}
-        steps[took] = work["steps"]
-        for name, values in work["metrics"].items():
-            found[name] = np.full(clients, np.nan)
-            found[name][took] = values
-            known = np.isfinite(found[name]) & (steps > 0)
-            if known.any():
-                metrics[f"training {name}"] = float(
-                    np.average(found[name][known], weights=steps[known]))
-        alive = np.zeros(clients, bool)
-        alive[took] = True
-        nothing = (np.zeros(0, np.int32),) * clients
-        if work.get("seconds") is not None:
-            metrics["simulated seconds"] = float(work["seconds"])
-        cohort = Cohort(number, self.data.clients, nothing, alive, seconds=work.get("seconds"))
-        return cohort, found, steps
 
     def personal(self, state: RoundState) -> Callable[[Any], np.ndarray]:
         """Each client's own model, as `fs.training.evaluate` takes them.
@@ -468,21 +426,6 @@ class Federation:
         """How often each program of a round was traced: once, however many rounds there were."""
         return {**self._rounds.engine.traces, **self._traces}
 
-    def _evaluate(self, params: Any) -> dict[str, Any]:
-        """Held-out figures per client; a figure that does not exist (one class) is None."""
-        scores = evaluate(self.model, params, self.data)
-        if not len(self.data.test_y):
-            return {}
-
-        def by_client(values: np.ndarray) -> dict[str, float | None]:
-            return {client: float(value) if np.isfinite(value) else None
-                    for client, value in zip(scores.clients, values, strict=True)}
-
-        held = scores.counts > 0
-        mean = np.average(scores.accuracy[held], weights=scores.counts[held])
-        return {"accuracy": by_client(scores.accuracy), "auc": by_client(scores.auc),
-                "loss": by_client(scores.loss), "mean_accuracy": float(mean)}
-
     def _dp(self, number: int, answered: int) -> Mapping[str, Any]:
         if self.spend is None or self.budget is None:
             return {}
@@ -536,20 +479,6 @@ class Federation:
         stages = ", ".join(stage.name for stage in self.aggregation.stages)
         return (f"Federation({self.model.name}, {self.data.name}, {self.algorithm.name}, "
                 f"chain({stages}), {_label(self.source.mode)})")
-
-
-class _Clock:
-    """Seconds since the last lap, added up under names."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> float:
-        now = time.perf_counter()
-        elapsed, self._last = now - self._last, now
-        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-        return elapsed
 
 
 def _label(mode: str) -> str:
