@@ -57,6 +57,8 @@ class Sampling:
         separation: rounds of one client are at least so far apart: who took part takes none in the
             next ``separation - 1`` rounds. 1 promises nothing.
         most_rounds: one client takes part in at most so many rounds of a run; None for any number.
+        drops_out: whether clients that were drawn may be lost before they send anything, by chance
+            that depends neither on data nor on who was drawn.
 
     Raises:
         SpecError: a rate outside (0, 1], or one below 1 where nothing is amplified; a separation or
@@ -72,6 +74,7 @@ class Sampling:
     unit: Unit
     separation: int = 1
     most_rounds: int | None = None
+    drops_out: bool = False
 
     def __post_init__(self):
         if self.separation < 1 or (self.most_rounds is not None and self.most_rounds < 1):

@@ -165,6 +165,9 @@ def _guarantee(spec: Spec) -> tuple[str, list[str]]:
     elif sampling and sampling.kind == "public":
         assumed.append(f"which {client}s a round draws depends on no {unit}; the draw "
                        "amplifies nothing.")
+    if sampling and sampling.drops_out:
+        assumed.append(f"whether a {client} drops out of a round depends on no {unit}, and not on "
+                       "what was drawn.")
     if sampling and mechanism.schedule:
         most = "" if sampling.most_rounds is None else f", {sampling.most_rounds} at most"
         assumed.append(f"rounds of one {client} are at least {sampling.separation} apart{most}; "

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core import Cohort, OpeningError, RoundState, Setting, Signer, Submission
+from ..core import Cohort, RoundState, Setting, Signer, Spec, Submission
 from ..core.finite import require_finite
 from ..core.randomness import device_keys
 from ..core.stage import States
@@ -38,6 +38,7 @@ class Clients:
 
     Args:
         rounds: what they compute.
+        spec: of the chain.
         states: the stages' states, keys included.
         setting: the run.
         signers: each client's signing key.
@@ -48,6 +49,7 @@ class Clients:
     def __init__(
         self,
         rounds: Rounds,
+        spec: Spec,
         states: States,
         setting: Setting,
         signers: Mapping[str, Signer],
@@ -55,7 +57,7 @@ class Clients:
         compiled: Callable[[str, Callable], Callable],
     ):
         self._rounds, self._aggregation, self._source = rounds, rounds.aggregation, rounds.source
-        self._states, self._setting = states, setting
+        self._spec, self._states, self._setting = spec, states, setting
         self._signers, self._key_id = signers, key_id
         if setting.aggregator == "untrusted":
             self._encode = compiled("encode", self._aggregation.encode)
@@ -68,15 +70,8 @@ class Clients:
             UpdateError: a client's value is not finite; nothing is kept or sent then.
             OpeningError: fewer clients take part than a sum needs; nobody has worked then.
         """
-        cohort, fewest = start.cohort, self._setting.min_clients
-        answering = int(np.count_nonzero(cohort.alive))
-        if answering < fewest:
-            raise OpeningError(
-                f"round {start.round}", need=f"at least {fewest} clients that take part",
-                found=str(answering),
-                fix="Wait for more clients, and run the round again. Where coins decide who takes "
-                "part, let all send their noise: poisson_clients(..., everyone_answers=True); or "
-                "count on fewer shares: discrete_gaussian(..., missing_shares=...).")
+        cohort = start.cohort
+        self._rounds.require_answers(cohort, self._spec)
         keys = self._keys(start.round, cohort)
         states = self._aggregation.with_carried(self._states, start.state.stage_states)
         if self._rounds.states is not None:

@@ -194,8 +194,8 @@ class Federation:
             for client, account in self._accounts.items():
                 if not self.ledger.registered(account.address):
                     self.ledger.register(account, self._signers[client].public_key)
-        self._clients = Clients(self._rounds, self._states, self._setting, self._signers,
-                                self._opener.key_id, self._compiled)
+        self._clients = Clients(self._rounds, self.spec, self._states, self._setting,
+                                self._signers, self._opener.key_id, self._compiled)
         self._step = self._compiled("step", self._rounds.server_step)
 
     # -- rounds ------------------------------------------------------------------------------

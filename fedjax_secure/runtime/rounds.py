@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..algorithms import Algorithm
-from ..core import Aggregation, Cohort, RoundState, Source, Spec, SpecError, UpdateError
+from ..core import (
+    Aggregation,
+    Cohort,
+    OpeningError,
+    RoundState,
+    Source,
+    Spec,
+    SpecError,
+    UpdateError,
+)
 from ..core.finite import all_finite
 from ..core.randomness import host_shuffles
 from ..data import FederatedDataset
@@ -131,6 +142,7 @@ class Rounds:
         self._loss = local_loss(model)
         self._all_finite = jax.jit(all_finite)
         self._nobody = np.zeros(0, np.int32)
+        self._refused: Counter[int] = Counter()
 
     @property
     def dim(self) -> int:
@@ -162,7 +174,8 @@ class Rounds:
 
         candidates = Candidates(self.data.clients, self.data.offsets,
                                 losses if self.selection.reads_data else None)
-        cohort = self.selection.draw(self.source, round, candidates, state.selection)
+        source = _Again(self.source, self._refused[round])
+        cohort = self.selection.draw(source, round, candidates, state.selection)
         clients = self.data.num_clients
         if len(cohort.indices) != clients or np.shape(cohort.alive) != (clients,):
             raise SpecError(
@@ -175,6 +188,34 @@ class Rounds:
                 need="an asynchronous algorithm", found=self.algorithm.name,
                 fix="Use fs.algorithms.fed_buff(...) or fed_async(...).")
         return self._with_passes(cohort)
+
+    def require_answers(self, cohort: Cohort, spec: Spec) -> None:
+        """Refuses a round in which fewer clients answer than its sum needs, before anybody works.
+
+        Whoever runs the round again draws its cohort anew, in a simulation too.
+
+        Args:
+            cohort: who answers.
+            spec: of the chain.
+
+        Raises:
+            OpeningError: too few answer; says how much noise theirs would have been.
+        """
+        answering, fewest = len(cohort.taking_part), spec.min_clients
+        if answering >= fewest:
+            return
+        self._refused[cohort.round] += 1
+        found, mechanism = str(answering), spec.mechanism
+        if mechanism is not None and mechanism.trust == "distributed":
+            accounted = mechanism.share_stddev * math.sqrt(mechanism.num_shares)
+            left = spec.stddev_in_sum(answering) / accounted
+            if left < 1.0:
+                found += f", whose noise has {left:.0%} of the standard deviation that is accounted"
+        raise OpeningError(
+            f"round {cohort.round}", need=f"at least {fewest} clients that take part", found=found,
+            fix="Wait for more clients, and run the round again. Where coins decide who takes "
+            "part, let all send their noise: poisson_clients(..., everyone_answers=True); or "
+            "count on fewer shares: discrete_gaussian(..., missing_shares=...).")
 
     def _with_passes(self, cohort: Cohort) -> Cohort:
         """Further orders of the same records, where the work goes through them several times."""
@@ -424,6 +465,21 @@ class Rounds:
             return most_clients
         # A random number of clients: at least half of those expected, so that rounds go on.
         return max(1, int(expected / 2))
+
+
+class _Again:
+    """A run's source in a round that was refused some times: a seed's draws are others then."""
+
+    def __init__(self, source: Source, times: int):
+        self.mode, self._source, self._times = source.mode, source, times
+
+    def key(self, purpose: str, *, round: int = 0, client: str = "") -> bytes:
+        """A key of its own for each time."""
+        purpose = f"{purpose}, again {self._times}" if self._times else purpose
+        return self._source.key(purpose, round=round, client=client)
+
+    def __repr__(self) -> str:
+        return repr(self._source)
 
 
 def _digest(function: Callable[..., Any], *arguments: Any) -> str:

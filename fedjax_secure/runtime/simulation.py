@@ -177,6 +177,8 @@ class Simulation:
         Raises:
             SpecError: not a number of rounds, or a state that is not this simulation's last while
                 clients keep states of their own.
+            OpeningError: fewer clients answer than the noise's shares need; run it again, and the
+                round draws its clients anew.
             UpdateError: a client's update is not finite, or the model after the server's step:
                 names the round and the clients. The state that the caller holds is the last good
                 one, and what clients keep is as it was then; where they keep nothing, another
@@ -204,6 +206,8 @@ class Simulation:
         if rounds.states is not None:
             rounds.states.begin(number)
         cohort = rounds.draw(number, state)
+        if self.spec.mechanism is not None and self.spec.mechanism.trust == "distributed":
+            rounds.require_answers(cohort, self.spec)
         states = rounds.aggregation.with_carried(self._states, state.stage_states)
         total, metrics, steps = rounds.total(cohort, state, self._keys(cohort), states)
         if self._releases is not None:

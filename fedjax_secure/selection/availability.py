@@ -1,14 +1,16 @@
-"""Clients that can be reached only at times: day and night, or a recorded trace."""
+"""Clients that are not there: away at times, by a trace, or lost in the middle of a round."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core import Cohort, Sampling, Source, SpecError, source
-from .drawing import coins, uniforms, whole
+from .drawing import NO_ROWS, coins, uniforms, whole
 from .selection import Candidates, Selection
 
 
@@ -94,6 +96,129 @@ def available(selection: Selection, trace: np.ndarray) -> Selection:
     return selection._replace(
         name=f"available({selection.name})", sampling=told, draw=draw, expected_clients=expected,
         most_clients=most, settings=f"{selection.settings}, trace {list(trace.shape)} {digest}")
+
+
+def dropping_out(
+    selection: Selection, rate: float | Sequence[float] | np.ndarray
+) -> Selection:
+    """A selection of whose clients some vanish within the round, before they send anything.
+
+    To see what a federation does when clients that it counted on are lost. Each client that would
+    answer is lost by a coin of its own, drawn or not. Who is lost sends neither its update nor its
+    share of the noise.
+
+    Args:
+        selection: who is asked.
+        rate: the probability with which a client that was asked is lost, from 0 to below 1; or one
+            for each client, ``[clients]``. Public.
+
+    Returns:
+        A :class:`Selection`. Sums are divided by the number of clients that are expected to answer,
+        where all are as likely to be asked. Weights by examples stay those of everyone who was
+        asked: a client that sends does not know who else is lost. So with one rate for all, the
+        mean is that of ``selection`` in expectation, whoever is lost. With rates of their own,
+        clients that are lost more often count less, as they do in reality.
+
+    Guarantees:
+        Coins are independent of everything else: of the records, of each other, and of who was
+        drawn. So the accountant is told what ``selection`` tells. For any set of clients that is
+        lost, the others' sum is that of a federation of theirs alone: a unit of a lost client is
+        not in it, and a unit of another is in it with the same probability as before. What holds
+        for every set, and does not depend on the data, holds for a random one.
+
+        A federation counts on ``num_clients - missing_shares`` shares of distributed noise. A
+        round with fewer is refused before anybody works: nothing is sent, opened or spent, and
+        running it again asks anew. Each record says how much noise was accounted
+        (``noise_stddev_accounted``) and how much was there (``noise_stddev_in_sum``). Noise that
+        whoever opens the sum adds, or that is correlated over rounds, does not depend on who is
+        lost: a client that is lost takes part in fewer rounds than it was allowed to.
+
+    Assumes:
+        In a real federation: whether a client is lost depends neither on anybody's records nor on
+        whether its own coin drew it. A phone whose battery dies because it trains tells that it
+        was drawn.
+
+    Raises:
+        SpecError: rates that are not from 0 to below 1; when a federation is made, rates of
+            another number of clients; combined with ``arrivals``, where who is lost never arrives
+            and others fill its place.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> from fedjax_secure.selection import all_records
+        >>> selection = dropping_out(all_records(), 0.25)
+        >>> people = Candidates(("a", "b", "c", "d"), np.array([0, 5, 10, 15, 20]))
+        >>> [selection.draw(source(0), r, people, ()).taking_part.tolist() for r in (2, 3, 4)]
+        [[0, 1, 2, 3], [0, 1, 3], [0]]
+        >>> selection.expected_clients(4)
+        3.0
+
+    Source:
+        Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design" (clients that
+        drop out between selection and reporting); Kairouz, Liu, Steinke 2021, arXiv 2102.06387,
+        for noise made of shares.
+    """
+    if not isinstance(selection, Selection):
+        raise SpecError("dropping_out", need="a selection, and then a rate",
+                        found=type(selection).__name__, fix="Write dropping_out(all_records(), "
+                        "0.1), for example.")
+    rates = np.array(rate, np.float64) if _numbers(rate) else np.full(1, np.nan)
+    if rates.ndim > 1 or not rates.size or not np.all((rates >= 0) & (rates < 1)):
+        raise SpecError(
+            "dropping_out", need="a rate from 0 to below 1, or one for each client",
+            found=f"{rate!r}"[:100], fix="Give for example 0.1: every tenth client is lost.")
+    rates.flags.writeable = False
+    told = selection.sampling
+    if told is not None and rates.any():
+        told = dataclasses.replace(
+            told, kind="public" if told.kind == "all" else told.kind, drops_out=True)
+
+    def fits(num_clients: int) -> np.ndarray:
+        if rates.ndim and len(rates) != num_clients:
+            raise SpecError(f"selection `dropping_out({selection.name})`",
+                            need=f"a rate for each of {num_clients} clients", found=f"{len(rates)}",
+                            fix="Give one for each client of the dataset, or one number for all.")
+        return np.broadcast_to(rates, (num_clients,))
+
+    def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+        losing = fits(len(candidates.clients))
+        cohort = selection.draw(source, round, candidates, state)
+        if cohort.staleness is not None:
+            raise SpecError("selection `dropping_out`", need="a selection that asks clients round "
+                            "by round", found=f"`{selection.name}`, where others fill the place of "
+                            "a client that is lost", fix="Leave dropping_out out.")
+        asked = np.asarray(cohort.alive, bool)
+        lost = asked & (uniforms(coins(source, round, len(asked), "drop-out")) < losing)
+        indices = list(cohort.indices)
+        for client in np.flatnonzero(lost).tolist():
+            indices[client] = NO_ROWS
+        scale, mean_count = cohort.scale, cohort.mean_count
+        if scale is None:
+            scale = np.ones(len(asked), np.float32)
+        if mean_count is None:
+            mean_count = float(cohort.counts.sum() / max(int(asked.sum()), 1)) or 1.0
+        return cohort._replace(alive=asked & ~lost, indices=tuple(indices), scale=scale,
+                               mean_count=mean_count)
+
+    def expected(num_clients: int, available: np.ndarray | None = None) -> float:
+        staying = 1.0 - fits(num_clients)
+        if available is not None and np.any(available):
+            staying = staying[np.asarray(available, bool)]
+        return float(selection.expected_clients(num_clients, available) * staying.mean())
+
+    each = (f"lost at rate {float(rates)!r}" if not rates.ndim else
+            f"lost at rates {hashlib.sha256(rates.astype('<f8').tobytes()).hexdigest()[:16]}")
+    return selection._replace(
+        name=f"dropping_out({selection.name})", sampling=told, draw=draw,
+        expected_clients=expected, settings=f"{selection.settings}, {each}".lstrip(", "))
+
+
+def _numbers(value: Any) -> bool:
+    try:
+        found = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return False
+    return bool(np.issubdtype(found.dtype, np.floating) or np.issubdtype(found.dtype, np.integer))
 
 
 def day_night(

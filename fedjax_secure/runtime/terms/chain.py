@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from ...core import Aggregator, Sampling, Spec, SpecError
+from ...core import Aggregator, Spec, SpecError
 from ..rounds import Rounds
 
 
@@ -34,9 +35,9 @@ def planned_chain(rounds: Rounds, *, min_clients: int | None, denominator: float
             fix="Use fs.algorithms.fed_sgd(...), or clip(unit='client').")
     drawn = selection.sampling
     secret = drawn is not None and drawn.kind == "poisson" and drawn.unit == "client"
-    if secret and not selection.hides_drawn:
+    if drawn is not None and secret and not selection.hides_drawn:
         # Submissions and records name who answered, so nobody's coin is secret.
-        drawn, secret = Sampling("public", 1.0, "client"), False
+        drawn, secret = dataclasses.replace(drawn, kind="public", rate=1.0), False
     spec = Spec(
         dim=rounds.dim, num_clients=selection.most_clients(data.num_clients),
         num_records=len(data.y), client_records=int(np.diff(data.offsets).max()),
