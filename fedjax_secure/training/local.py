@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from fedjax_secure.core.finite import all_finite
 from fedjax_secure.training.contracts import (
@@ -19,7 +20,7 @@ from fedjax_secure.training.contracts import (
     Phase,
     TrainableModel,
 )
-from fedjax_secure.training.ghost.clipped import norms_of
+from fedjax_secure.training.ghost.clipped import gradient_of_one, norms_of
 
 
 def mean_loss(model: TrainableModel, params: Params, batch: Batch) -> jax.Array:
@@ -155,8 +156,8 @@ def record_sums(
         # One record by itself: in a batch, the last bit of a gradient depends on the place in the
         # batch, and so on which other records were drawn.
         total, bad = carry
-        loss = jax.grad(lambda p: model.loss(p, batch.x, batch.y)[0])
-        gradient = model.ravel(loss(shared["params"]))
+        gradient = model.ravel(gradient_of_one(model, shared["params"], batch.x, batch.y))
+        gradient = lax.optimization_barrier(gradient)  # else XLA makes it anew for each use
         finite = jnp.all(jnp.isfinite(gradient))
         gradient = jnp.where(finite, gradient, jnp.float32(0))
         if with_record_bounds:

@@ -18,6 +18,7 @@ import fedjax_secure as fs
 from fedjax_secure.core import Spec
 from fedjax_secure.core.stage import chain
 from fedjax_secure.training import clipped_sum
+from fedjax_secure.training.ghost import gradient_of_one
 
 
 class Steps:
@@ -73,7 +74,8 @@ class Steps:
         def total(params):
             def add(place, so_far):
                 x, y = (lax.dynamic_slice_in_dim(part, place, 1) for part in (self.x, self.y))
-                gradient = model.ravel(jax.grad(lambda p: model.loss(p, x, y)[0])(params))
+                gradient = model.ravel(gradient_of_one(model, params, x, y))
+                gradient = lax.optimization_barrier(gradient)
                 slot = place.astype(jnp.uint32)
                 return so_far + aggregation.encode_record(states, key, slot, gradient)
 

@@ -30,6 +30,7 @@ from fedjax_secure.training.ghost import (
     clipped_sum,
     coverage,
     ghost_sums,
+    gradient_of_one,
     norm_margin,
 )
 
@@ -230,6 +231,29 @@ def test_equals_clipping_each_record_by_itself(name):
             close(out.total, weights @ rows, np.linalg.norm(weights @ np.abs(rows)))
             np.testing.assert_allclose(out.norms, norms * used, rtol=1e-5)
             assert out.finite.all()
+
+
+@pytest.mark.parametrize("name", named(*FACTORIES, *LAYERS))
+def test_the_gradient_of_one_record_is_what_jax_says(name):
+    model = {**FACTORIES, **LAYERS}[name]()
+    params = params_of(model)
+    x, y = batch_of(model, 2)
+    one = jax.jit(lambda *given: model.ravel(gradient_of_one(model, *given)))
+    for row, place in zip(rows_of(model, params, x, y), range(2), strict=True):
+        found = one(params, x[place : place + 1], y[place : place + 1])
+        close(found, row, np.linalg.norm(row))
+
+
+@pytest.mark.parametrize("module, shape", [(_Raw(), 5), (_RecordsLast(), (5, 4)),
+                                           (_Transformed(), 4)])  # fmt: skip
+def test_the_gradient_of_one_record_needs_no_taps(module, shape):
+    model = from_flax(module, shape, 3)
+    params = params_of(model)
+    x, y = batch_of(model, 1)
+    found = model.ravel(gradient_of_one(model, params, x, y))
+    (row,) = rows_of(model, params, x, y)
+    assert not coverage(model).complete and np.linalg.norm(row) > 0
+    close(found, row, np.linalg.norm(row))
 
 
 @pytest.mark.parametrize("name", named("mlp", "emnist_cnn", "flax's embedding", "char_lstm"))

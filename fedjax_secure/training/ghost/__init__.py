@@ -7,8 +7,17 @@ from fedjax_secure.training.ghost.clipped import (
     GhostNotice,
     clipped_sum,
     coverage,
+    gradient_of_one,
     norm_margin,
 )
 from fedjax_secure.training.ghost.work import ghost_sums
 
-__all__ = ["ClippedSum", "GhostNotice", "clipped_sum", "coverage", "ghost_sums", "norm_margin"]
+__all__ = [
+    "ClippedSum",
+    "GhostNotice",
+    "clipped_sum",
+    "coverage",
+    "ghost_sums",
+    "gradient_of_one",
+    "norm_margin",
+]
