@@ -2,6 +2,7 @@
 
 from .algorithm import Algorithm, example_weights
 from .asynchronous import fed_async, fed_buff, staleness_weights
+from .client_bounds import with_client_bounds
 from .control_variates import fed_dyn, scaffold
 from .fairness import agnostic_fed_avg, q_fed_avg, tilted_fed_avg
 from .fed_avg import fed_avg
@@ -36,4 +37,5 @@ __all__ = [
     "scaffold",
     "staleness_weights",
     "tilted_fed_avg",
+    "with_client_bounds",
 ]

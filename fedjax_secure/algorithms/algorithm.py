@@ -52,6 +52,8 @@ class Algorithm(NamedTuple):
             neither. See `for_federation`.
         record_bounds: ``[records]``, by row number in the dataset: the norm to which each record's
             own gradient is clipped before the chain has it; None for no such bounds.
+        client_bounds: ``[clients]``: the same for all that a client sends; see
+            `with_client_bounds`.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Algorithm(NamedTuple):
     cohort_weights: bool = False
     bind: Callable[[int, float], Algorithm] | None = None
     record_bounds: np.ndarray | None = None
+    client_bounds: np.ndarray | None = None
 
     def for_federation(self, num_clients: int, denominator: float) -> Algorithm:
         """The algorithm as it runs in one federation; whoever runs rounds calls this first.

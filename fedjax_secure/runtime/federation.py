@@ -150,7 +150,7 @@ class Federation:
             self._rounds, min_clients=min_clients, denominator=denominator, aggregator=aggregator,
             ledger=ledger is not None)
         self.spend = spend_of(self.spec, data, budget)
-        require_individual(self.spec, algorithm.record_bounds, self.selection, budget)
+        require_individual(self.spec, algorithm, self.selection, budget)
         # What can be refused is refused before the folder is taken for this run.
         self._journal = Journal(folder)
         self._opener = None

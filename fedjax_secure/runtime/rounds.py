@@ -27,7 +27,7 @@ from ..core import (
     UpdateError,
 )
 from ..core.finite import all_finite
-from ..core.randomness import host_shuffles
+from ..core.randomness import Mode, host_shuffles
 from ..data import FederatedDataset
 from ..models import Model
 from ..selection import Candidates, Observed, Selection
@@ -78,11 +78,13 @@ def check_parts(where: str, model: Any, data: Any, algorithm: Any, aggregation: 
             raise SpecError(where, need=f"{name}, as {example} gives", found=f"{part!r}"[:100],
                             fix="Give the model first, and then the data." if swapped else
                             "Call the function that makes it.")
-    bounds = algorithm.record_bounds
-    if bounds is not None and len(bounds) != len(data.y):
-        raise SpecError(where, need=f"a bound for each of {len(data.y)} training records",
-                        found=f"{len(bounds)} record_bounds",
-                        fix="Assign groups to the training records of this dataset.")
+    for kind, units, count, bounds in (
+            ("record", "training records", len(data.y), algorithm.record_bounds),
+            ("client", "clients", data.num_clients, algorithm.client_bounds)):
+        if bounds is not None and len(bounds) != count:
+            raise SpecError(where, need=f"a bound for each of {count} {units}",
+                            found=f"{len(bounds)} {kind}_bounds",
+                            fix=f"Assign groups to the {units} of this dataset.")
 
 
 def denominator_of(algorithm: Algorithm, selection: Selection, data: FederatedDataset,
@@ -471,7 +473,8 @@ class _Again:
     """A run's source in a round that was refused some times: a seed's draws are others then."""
 
     def __init__(self, source: Source, times: int):
-        self.mode, self._source, self._times = source.mode, source, times
+        self.mode: Mode = source.mode
+        self._source, self._times = source, times
 
     def key(self, purpose: str, *, round: int = 0, client: str = "") -> bytes:
         """A key of its own for each time."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core import Cohort, Sampling, Source, SpecError
 from ..core.randomness import host_words
-from .drawing import below, cohort_of, coins, enough, smallest, whole
+from .drawing import (
+    below,
+    by_group,
+    cohort_of,
+    coins,
+    enough,
+    settings_of,
+    smallest,
+    whole,
+)
 from .selection import Candidates, Selection
 
 
@@ -114,15 +123,123 @@ def poisson_clients(rate: float, *, everyone_answers: bool = False) -> Selection
                         fix="Give expected clients a round / number of clients.")
     threshold = below(float(rate))
 
+    def threshold_of(present: np.ndarray, num_clients: int) -> np.ndarray:
+        return np.full(len(present), threshold)
+
+    return Selection(
+        "poisson_clients", Sampling("poisson", float(rate), "client"),
+        _tossed(threshold_of, everyone_answers),
+        expected_clients=lambda n, available=None: float(rate) * (
+            n if available is None else int(np.sum(available))),
+        settings=f"rate={float(rate)!r}, {everyone_answers=}", hides_drawn=bool(everyone_answers))
+
+
+def poisson_clients_by_group(
+    groups: Sequence[int] | np.ndarray, rates: Sequence[float], *, mean_rate: float,
+    everyone_answers: bool = False,
+) -> Selection:
+    """Each client takes part by a coin of its own, of its own group's bias.
+
+    For clients that want more privacy than others, as phones of people who asked for it, or
+    hospitals of rare diseases: drawn more seldom, they end at a smaller epsilon.
+    `fedjax_secure.privacy.individual.sample` finds the rates; its budget charges each group.
+
+    Args:
+        groups: ``[clients]``, the number of each client's group, in the dataset's order. It must
+            be a function of that client alone.
+        rates: each group's probability of taking part, from 0 to 1; 0 never draws it.
+        mean_rate: the rate in the mean over all clients, by public shares of the groups: what the
+            sum's public denominator is made of.
+        everyone_answers: as for `poisson_clients`. Without it messages tell who was drawn, so a
+            federation counts every round as if everyone took part: groups are then drawn at
+            different rates, but gain nothing by it, and a budget for individuals refuses it.
+
+    Returns:
+        A :class:`Selection`. Where it is accounted without groups, everyone is taken to be drawn
+        at the largest rate. Updates are **not** weighed by one over the rate: as in the paper, the
+        mean leans to the groups that are drawn more often. (Clipping, which comes after weights,
+        would undo them.)
+
+    Guarantees:
+        As `poisson_clients`, for each client with its own rate. Coins are independent.
+
+    Assumes:
+        As `poisson_clients`.
+
+    Raises:
+        SpecError: rates outside [0, 1], groups that have no rate, or a mean outside the rates; when
+            a federation is made, other than one group for each client.
+
+    Example:
+        >>> from fedjax_secure.core import source
+        >>> selection = poisson_clients_by_group([0, 0, 1, 1, 1, 1], (0.0, 0.9), mean_rate=0.6,
+        ...                                      everyone_answers=True)
+        >>> population = Candidates(tuple("abcdef"), np.arange(0, 70, 10))
+        >>> cohort = selection.draw(source(0), 1, population, ())
+        >>> len(cohort.taking_part), cohort.counts.tolist()
+        (6, [0, 0, 10, 10, 0, 10])
+        >>> round(selection.expected_clients(6), 1)
+        3.6
+
+    Source:
+        Boenisch, Muehl, Dziedzic, Rinberg, Papernot 2023, arXiv 2303.17046, the method Sample, with
+        clients in the place of records.
+    """
+    name = "poisson_clients_by_group"
+    drawn = by_group(name, groups, rates, mean_rate, certain=True)
+    biases = np.array(drawn.rates)
+    if np.any((biases > 0) & (biases < 2.0**-50)):
+        raise SpecError(name, need="rates of 2^-50 or more, or 0", found=repr(rates),
+                        fix="Give 0 for a group that is never drawn.")
+    thresholds, never = below(np.maximum(biases, 2.0**-50))[drawn.groups], biases[drawn.groups] == 0
+
+    def fits(num_clients: int) -> None:
+        if num_clients != len(thresholds):
+            raise SpecError(f"selection `{name}`", need=f"a group for each of {num_clients} "
+                            "clients", found=f"{len(thresholds)}",
+                            fix="Number each client's group, in the dataset's order.")
+
+    def threshold_of(present: np.ndarray, num_clients: int) -> np.ndarray:
+        fits(num_clients)
+        return thresholds[present]
+
+    tossed = _tossed(threshold_of, everyone_answers, never)
+
+    def expected(num_clients: int, available: np.ndarray | None = None) -> float:
+        fits(num_clients)
+        return drawn.mean_rate * (num_clients if available is None else int(np.sum(available)))
+
+    return Selection(
+        name, Sampling("poisson", max(drawn.rates), "client"), tossed, expected_clients=expected,
+        settings=f"{settings_of(drawn)}, {everyone_answers=}", hides_drawn=bool(everyone_answers),
+        by_group=drawn)
+
+
+def _tossed(
+    threshold_of: Callable[[np.ndarray, int], np.ndarray], everyone_answers: bool,
+    never: np.ndarray | None = None,
+) -> Callable[..., Cohort]:
+    """A draw by a coin for each client, heads up to its own threshold.
+
+    Args:
+        threshold_of: ``(clients that are present, number of clients) -> uint64 [present]``.
+        everyone_answers: whether those who are not drawn answer too.
+        never: bool [clients], who is not drawn whatever the coin; None for nobody.
+    """
+
     def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
         present, clients = candidates.present, candidates.clients
+        thresholds = threshold_of(present, len(clients))
         if everyone_answers:
             keys = (source.key("sampling", round=round, client=clients[c]) for c in present)
             words = np.array([host_words(key, 2).view("<u8")[0] for key in keys], np.uint64)
         else:
             words = coins(source, round, len(clients))[present]
+        heads = words <= thresholds
+        if never is not None:
+            heads &= ~never[present]
         cohort = cohort_of(
-            source, round, candidates, present[words <= threshold],
+            source, round, candidates, present[heads],
             scale=np.ones(len(clients), np.float32), mean_count=float(np.mean(candidates.counts)))
         if not everyone_answers:
             return cohort
@@ -130,11 +247,7 @@ def poisson_clients(rate: float, *, everyone_answers: bool = False) -> Selection
         alive[present] = True
         return cohort._replace(alive=alive)
 
-    return Selection(
-        "poisson_clients", Sampling("poisson", float(rate), "client"), draw,
-        expected_clients=lambda n, available=None: float(rate) * (
-            n if available is None else int(np.sum(available))),
-        settings=f"rate={float(rate)!r}, {everyone_answers=}", hides_drawn=bool(everyone_answers))
+    return draw
 
 
 def importance_clients(clients: float, *, by: Sequence[float] | np.ndarray) -> Selection:

@@ -77,16 +77,18 @@ def smallest(keys: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argpartition(keys, count - 1)[:count]) if count else np.arange(0)
 
 
-def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float) -> ByGroup:
-    """Groups of units and their rates, checked.
+def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float, *,
+             certain: bool = False) -> ByGroup:
+    """Groups of units and their rates, checked; a rate may be 1 only where ``certain``.
 
     Raises:
         SpecError: rates outside [0, 1), groups that have no rate, or a mean outside the rates.
     """
     numbers, biases = np.asarray(groups), tuple(float(rate) for rate in rates)
-    if not biases or not all(0 <= rate < 1 for rate in biases) or max(biases) == 0:
-        raise SpecError(name, need="rates from 0 to below 1, not all 0", found=repr(rates),
-                        fix="Give a plan's sampling_rates.")
+    if (not biases or max(biases) == 0 or not all(
+            0 <= rate < 1 or (certain and rate == 1) for rate in biases)):
+        raise SpecError(name, need=f"rates from 0 to {'' if certain else 'below '}1, not all 0",
+                        found=repr(rates), fix="Give a plan's sampling_rates.")
     if (numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer)
             or numbers.min() < 0 or numbers.max() >= len(biases)):
         raise SpecError(name, need=f"groups, whole numbers from 0 to {len(biases) - 1}",

@@ -125,6 +125,12 @@ MEMBERS = {
          "max_staleness": 3},
         {**BAD, "mixing": (0, 1.1), "rho": (-1.0,), "staleness": ("old",), "a": (-1.0,),
          "b": (-1.0,), "max_staleness": (0, True)}, selection=lambda cohort: stale(cohort)),
+    "with_client_bounds": Member(
+        A.with_client_bounds,
+        {"algorithm": A.fed_avg(**LOCAL), "client_bounds": np.geomspace(0.2, 2.0, 5)},
+        {"algorithm": A.scaffold(**LOCAL)},
+        {"algorithm": (None, A.with_client_bounds(A.fed_avg(**LOCAL), [1.0] * 5)),
+         "client_bounds": ([], [0.0] * 5, [float("nan")] * 5)}),
 }
 
 

@@ -29,8 +29,9 @@ class IndividualBudget:
     """A budget for each group of a dataset's people, spent together.
 
     It takes the place of a :class:`~fedjax_secure.privacy.Budget` in a federation that draws by
-    ``fs.selection.poisson_records_by_group(...)`` (or clips by group). Each group's part is a
-    ``Budget`` of its own, with all that one guarantees.
+    ``fs.selection.poisson_records_by_group(...)`` or, where each client is one of the people,
+    ``poisson_clients_by_group(..., everyone_answers=True)`` (or clips by group). Each group's part
+    is a ``Budget`` of its own, with all that one guarantees.
 
     Guarantees:
         - For each group, the spends of all runs together are (its epsilon, dp_delta)-DP for each
@@ -215,7 +216,7 @@ class IndividualBudget:
 
     def require_drawn_by(
         self, groups: Any, rates: Sequence[float] | None, *,
-        record_bounds: np.ndarray | None = None, unit_l2: float | None = None,
+        own_bounds: np.ndarray | None = None, unit_l2: float | None = None,
         scale: float = 1.0, dim: int = 1,
     ) -> None:
         """Refuses a federation whose rounds treat people otherwise than this budget charges them.
@@ -224,7 +225,7 @@ class IndividualBudget:
             groups: ``[people]``, the groups' numbers by which a selection draws; None: it draws
                 everyone alike.
             rates: by which it draws each group; None likewise.
-            record_bounds: ``[people]``, the norm that each record is clipped to before it is
+            own_bounds: ``[people]``, the norm that each one's vector is clipped to before it is
                 rounded; None: everyone's is the chain's.
             unit_l2, scale, dim: of the chain: the widest norm of integers, which the noise is
                 measured by; integer units per model unit; values of an update.
@@ -241,21 +242,23 @@ class IndividualBudget:
                 "by the plan's rates", found="one by other groups or rates" if groups is not None
                 else "one that draws everyone alike",
                 fix="Use fs.selection.poisson_records_by_group(groups, plan.sampling_rates, "
-                "mean_rate=plan.mean_rate) with the groups that this budget was opened with.")
+                "mean_rate=plan.mean_rate), or for clients poisson_clients_by_group(..., "
+                "everyone_answers=True), with the groups that this budget was opened with.")
         for number, group in enumerate(self.plan.groups):
             members = self.groups == number
             if group.l2_share == 1.0 or not members.any():
                 continue
-            clipped = (record_bounds is not None and len(record_bounds) == len(self.groups)
+            clipped = (own_bounds is not None and len(own_bounds) == len(self.groups)
                        and unit_l2 is not None and integer_norm(
-                           float(np.max(record_bounds[members])), scale, dim)
+                           float(np.max(own_bounds[members])), scale, dim)
                        <= group.l2_share * unit_l2 * (1 + 1e-9))
             if not clipped:
                 raise BudgetError(
                     "an individual budget", need=f"group {group.name!r} clipped to its own bound, "
-                    "record by record, as the plan has it", found="a wider bound",
+                    "one by one, as the plan has it", found="a wider bound",
                     fix="Use fs.algorithms.fed_sgd(..., record_bounds=plan.record_bounds(...)) and "
-                    "the default clip(..., unit='record'), or a plan of individual.sample(...).")
+                    "the default clip(..., unit='record'); for clients with_client_bounds("
+                    "algorithm, plan.client_bounds(...)); or a plan of individual.sample(...).")
 
     # -- what people ask ----------------------------------------------------------------------
 

@@ -119,11 +119,37 @@ class IndividualPlan:
         Raises:
             SpecError: a group's bound vanishes beside the rounding.
         """
+        return self._own_bounds("record_bounds", groups, l2_bound, scale, dim)
+
+    def client_bounds(self, groups: Sequence[int] | np.ndarray, *, l2_bound: float, scale: float,
+                      dim: int) -> np.ndarray:
+        """The norm to which each client clips its update, for ``with_client_bounds(...)``.
+
+        Guarantees:
+            As :meth:`record_bounds`, of an update.
+
+        Args:
+            groups: ``[clients]``, the number of each client's group.
+            l2_bound: of the chain's ``clip(..., unit="client")``: the widest group's.
+            scale: of the chain's ``quantise(..., scale=...)``.
+            dim: values of an update as the chain rounds it: ``model.dim`` for `fed_avg`, the next
+                power of two after ``rotate()``.
+
+        Returns:
+            float32 [clients].
+
+        Raises:
+            SpecError: a group's bound vanishes beside the rounding.
+        """
+        return self._own_bounds("client_bounds", groups, l2_bound, scale, dim)
+
+    def _own_bounds(self, where: str, groups: Sequence[int] | np.ndarray, l2_bound: float,
+                    scale: float, dim: int) -> np.ndarray:
         widest, bounds = rounded_l2_bound(l2_bound * scale, dim), []
         for group in self.groups:
             norm = (group.l2_share * widest - math.sqrt(dim)) / (scale * _FLOAT_SLACK)
             bound = l2_bound if group.l2_share == 1 else min(norm, l2_bound)
-            require(bound > 0, "record_bounds", "bounds above the rounding's own length",
+            require(bound > 0, where, "bounds above the rounding's own length",
                     f"none for {group.name!r}", "Raise quantise(scale=...).")
             bounds.append(np.nextafter(np.float32(bound), np.float32(0)))
         return np.array(bounds, np.float32)[np.asarray(groups)]
@@ -155,7 +181,8 @@ class IndividualPlan:
         require(math.isclose(round_spend.sampling_rate, largest, rel_tol=1e-12),
                 "an individual plan", f"a largest sampling rate of {largest:.6g}",
                 f"{round_spend.sampling_rate:.6g}",
-                "Draw by fs.selection.poisson_records_by_group(groups, plan.sampling_rates).")
+                "Draw by fs.selection.poisson_records_by_group(groups, plan.sampling_rates), or "
+                "poisson_clients_by_group(..., everyone_answers=True).")
         return {group.name: dataclasses.replace(
             round_spend, sampling_rate=group.sampling_rate,
             noise_multiplier=round_spend.noise_multiplier / group.l2_share)
@@ -230,7 +257,9 @@ def sample(
         dp_delta: the delta of everyone's guarantee.
 
     Returns:
-        The plan. Draw by ``fs.selection.poisson_records_by_group(groups, plan.sampling_rates)``.
+        The plan. Draw by ``fs.selection.poisson_records_by_group(groups, plan.sampling_rates,
+        ...)``, or ``poisson_clients_by_group(..., everyone_answers=True)`` where each client is one
+        of the people.
 
     Raises:
         SpecError: a value out of range, or targets that no noise reaches.
