@@ -107,6 +107,7 @@ class RunFacts:
             "log_ratio": spend.log_ratio, "total_variation": spend.total_variation,
             "rounds": len(self.records), "epsilon": last.get("epsilon", 0.0),
             "dp_delta": self.budget.dp_delta, "assumes": last.get("assumes", ""),
+            "groups": {name: dict(own) for name, own in last.get("groups", {}).items()},
             "statement": self.threat_model.guarantee, **self._explained(),
         }  # fmt: skip
 

@@ -50,7 +50,8 @@ _ADJACENCY = {
 def sections_of(values: Mapping[str, Any]) -> list[Section]:
     """The report's sections, in order."""
     made = [
-        _summary(values), _guarantee(values), _meaning(values), _rounds(values), _budget(values),
+        _summary(values), _guarantee(values), _groups(values), _meaning(values), _rounds(values),
+        _budget(values),
         _parties(values), _outside(values), _audits(values), _officer(values), _checking(values),
     ]  # fmt: skip
     return [section for section in made if section is not None]
@@ -137,8 +138,10 @@ def _guarantee(values: Mapping[str, Any]) -> Section | None:
     dp, data, run = values["guarantee"], values["data"], values["run"]
     if dp is None:
         return None
+    groups = dp.get("groups", {}).values()
+    differ = len({own["sampling_rate"] for own in groups}) > 1
     words = {"unit": dp["unit"], "client": data["client_unit"],
-             "rate": number(dp["sampling_rate"])}
+             "rate": number(dp["sampling_rate"]) + (" or less, by group," if differ else "")}
     in_floats = dp["arithmetic"] != "integer"
     arithmetic = {
         "integer": "integers: what is drawn and summed is what is accounted, to the last bit",
@@ -175,6 +178,22 @@ def _guarantee(values: Mapping[str, Any]) -> Section | None:
             "have exactly the distribution that is accounted (Mironov 2012): low bits can give "
             "a record away. Use integer arithmetic throughout for real data."))
     return Section("The guarantee", tuple(blocks))
+
+
+def _groups(values: Mapping[str, Any]) -> Section | None:
+    dp = values["guarantee"]
+    if dp is None or not dp.get("groups"):
+        return None
+    rows = tuple(
+        (name, upwards(own["epsilon"]), number(own["epsilon_allowed"]),
+         number(own["sampling_rate"]), f"{100 * own['l2_share']:.4g}%")
+        for name, own in dp["groups"].items())
+    head = ("Group", "Epsilon spent, all runs", "Epsilon allowed", "Drawn in a round",
+            "Clipping bound, of the widest")
+    return Section(f"Each {dp['unit']}'s own privacy, by group", (
+        f"Groups of {dp['unit']}s allow different epsilons, each at delta {dp['dp_delta']:g}, and "
+        "a round that any group's budget does not hold is refused. The figures above are those of "
+        "the group that spends most.", Table(head, rows, frozenset({1, 2, 3, 4}))))
 
 
 def _meaning(values: Mapping[str, Any]) -> Section | None:
