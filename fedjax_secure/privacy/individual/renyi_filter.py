@@ -17,7 +17,7 @@ for one person and the order a of the filter:
    (a, B)-Renyi-DP for that person.
 2. *What a round costs.* Integers v are added to a sum that gets discrete Gaussian noise of
    parameter sigma. With and without them the divergence is at most a |v|^2 / (2 sigma^2), for
-   integer v (Canonne, Kamath, Steinke 2020, arXiv 2004.00010, Proposition 5, coordinate by
+   integer v (Canonne, Kamath, Steinke 2020, arXiv 2004.00010, for one value, coordinate by
    coordinate), whatever the others' sum. This is proportional to a, so one rule stops at the same
    moment for all orders: the person's rounds are rho-concentrated DP with
    rho = B / a, the sum of |v|^2 / (2 sigma^2).
@@ -32,7 +32,8 @@ for one person and the order a of the filter:
    where they are not computed, charge the clipping bound. Here the order is fixed beforehand, and
    whole: then the divergence of the *discrete* noise is a binomial sum of moments of order 2 to a,
    each at most the Gaussian's by step 2, and the other direction's is no larger, since reflecting
-   the grid at v / 2 exchanges noise around 0 and around v (Mironov, Talwar, Zhang 2019, Theorem 5).
+   the grid at v / 2 exchanges noise around 0 and around v (Mironov, Talwar, Zhang 2019, where the
+   two directions are compared).
 5. *Who sees what.* Costs, and who was left out when, are functions of records: **secret**. They
    stay with the data owner and are in no record, log or report. A person may be told their own.
 """
