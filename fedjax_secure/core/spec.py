@@ -248,6 +248,27 @@ class Spec:
         return self.num_records if self.unit == "record" else self.num_clients
 
     @property
+    def most_drawn(self) -> int:
+        """How many clipped units one sum holds, except with a probability of 2^-40 a round.
+
+        All of them, unless they are drawn by coins of probability at most q: then the number is
+        above n q + t with a probability of at most exp(-t^2 / (2 (n q (1 - q) + t / 3))), by
+        Bernstein's inequality. (No privacy rests on it: a sum of more may wrap around its ring.)
+
+        Example:
+            >>> spec = Spec(dim=1, num_clients=1000, num_records=4000, denominator=200.0,
+            ...             unit="client", sampling=Sampling("poisson", 0.2, "client"))
+            >>> spec.sum_terms, spec.most_drawn
+            (1000, 304)
+        """
+        drawn, count = self.sampling, self.sum_terms
+        if drawn is None or drawn.kind != "poisson" or drawn.unit != (self.unit or "client"):
+            return count
+        log, variance = -math.log(NEGLIGIBLE), count * drawn.rate * (1.0 - min(drawn.rate, 0.5))
+        room = log / 3.0 + math.sqrt((log / 3.0) ** 2 + 2.0 * variance * log)
+        return min(count, math.ceil(count * drawn.rate + room))
+
+    @property
     def unit_l2(self) -> float | None:
         """One unit's L2 sensitivity in the sum, in units of ``1 / scale``, rounding included."""
         return self.l2_bound
@@ -287,10 +308,10 @@ class Spec:
         return scale * log + math.sqrt((scale * log) ** 2 + 2.0 * variance * log)
 
     def sum_linf_bound(self, probability: float = NEGLIGIBLE) -> float:
-        """A bound on every value of the sum, in units of ``1 / scale``."""
+        """A bound on every value of the sum of `most_drawn` units, in units of ``1 / scale``."""
         if self.linf_bound is None:
             return math.inf
-        return self.sum_terms * self.linf_bound + self.noise_tail(probability)
+        return self.most_drawn * self.linf_bound + self.noise_tail(probability)
 
     def error_bound(self, probability: float = NEGLIGIBLE) -> float:
         """How far a decoded value may be from the exact clipped mean, in model units.

@@ -103,8 +103,9 @@ def quantise(bits: int, *, scale: float | None = None,
     Args:
         bits: the ring is ``[0, 2^bits)``; 2 to 31.
         scale: integer units per model unit. None takes the largest power of two for which every
-            clipped unit may take part at its worst without a wrap, with room for noise. (After
-            rotate() "at its worst" is meant but for 2^-40 a round.)
+            clipped unit may take part at its worst without a wrap, with room for noise; of units
+            that are drawn by coins, as many as ever are (but for 2^-40 a round). (After rotate()
+            "at its worst" is meant but for 2^-40 a round, too.)
         noise_multiplier: of the noise stage behind, for whose noise there is to be room. None
             leaves half of the ring, and after rotate(), where rings are filled by noise rather
             than values, room for a multiplier of 1. Not to be given with ``scale``.
@@ -158,9 +159,9 @@ def quantise(bits: int, *, scale: float | None = None,
         need(bound <= _MAX_INTEGER_NORM, "quantise", f"norms up to {_MAX_INTEGER_NORM:.0f} units",
              f"{bound:.0f}", "Lower scale or the clipping norm.")
         linf = min(bound, math.ceil(spec.linf_bound * chosen)) + summed
-        need(2.0 * spec.sum_terms * linf < modulus, "quantise",
+        need(2.0 * spec.most_drawn * linf < modulus, "quantise",
              f"2 * summed units * linf_bound below 2**bits = {modulus}",
-             f"2 * {spec.sum_terms} * {linf:.0f} = {2 * spec.sum_terms * linf:.0f}",
+             f"2 * {spec.most_drawn} * {linf:.0f} = {2 * spec.most_drawn * linf:.0f}",
              "Raise bits, or lower scale.")
         state = {"scale": Static(chosen), "modulus": Static(modulus),
                  "squared_bound": Static(None if summed else int(bound**2))}
@@ -190,7 +191,7 @@ def quantise(bits: int, *, scale: float | None = None,
 def _largest_scale(spec: Spec, modulus: int, noise_multiplier: float | None) -> float:
     """The largest power of two for which the sum and its noise fit the ring."""
     assert spec.l2_bound is not None and spec.linf_bound is not None
-    values = spec.sum_terms * spec.linf_bound
+    values = spec.most_drawn * spec.linf_bound
     if noise_multiplier is None and not spec.rotated:
         room = modulus / 4.0 / values
     else:
@@ -200,6 +201,6 @@ def _largest_scale(spec: Spec, modulus: int, noise_multiplier: float | None) -> 
         room = modulus / 2.0 / (values + noise)
     candidate = 2.0 ** math.floor(math.log2(min(room, _MAX_INTEGER_NORM / 2.0 / spec.l2_bound)))
     need(candidate * spec.l2_bound >= 1.0, "quantise",
-         f"a ring with room for {spec.sum_terms} clipped units of at least one integer unit",
+         f"a ring with room for {spec.most_drawn} clipped units of at least one integer unit",
          f"modulus={modulus}", "Raise bits.")
     return candidate

@@ -150,7 +150,8 @@ def chain_of(
         noise = privacy.discrete_gaussian(multiplier, trust="local")
         return fs.chain(clip, privacy.quantise(bits=31), noise)
     made = privacy.skellam if system == SKELLAM else privacy.discrete_gaussian
-    return fs.chain(clip, privacy.rotate(), privacy.quantise(bits=16), made(multiplier))
+    ring = privacy.quantise(bits=16, noise_multiplier=multiplier)
+    return fs.chain(clip, privacy.rotate(), ring, made(multiplier))
 
 
 # -- the page --------------------------------------------------------------------------------------
