@@ -357,9 +357,10 @@ class Federation:
     def _kept(self, number: int) -> tuple[Sent | None, dict[str, Any]]:
         """What the clients stored before this round was interrupted, if it can still be opened.
 
-        A key holder that keeps no keys (OpenFHE's) has others after a crash. Then nobody can open
-        what was sent, nothing of it was released, and the clients encrypt again under the same
-        spend. Where the key of the round's central noise was lost, it may have been released.
+        A key holder that keeps no keys (OpenFHE's) has others after a crash: what was sent cannot
+        be opened here any more, and clients answer anew, with new coins and noise. Whether a copy
+        of this folder opened it, nobody here knows. So the round is a second release, and is paid
+        for again if it was paid for at all before the crash.
         """
         assert self._opener is not None
         sent = self._journal.sent(number)
@@ -377,10 +378,7 @@ class Federation:
         if self.ledger is not None and self.ledger.num_submissions(number):
             self.ledger.reopen_round(self._coordinator, number)
         self._journal.forget_sent(number)
-        # A key that should have been kept was lost with other files: then what was released is not
-        # known, and the round counts again.
-        return None, {"attempt": self._attempt(number) if self._opener.keeps_key or not prepared
-                      else sent.notes["attempt"]}
+        return None, {"attempt": self._attempt(number)}
 
     def _attempt(self, number: int) -> int:
         """A fresh name of what clients will send in this round, under which it is paid for.

@@ -15,6 +15,7 @@ import pytest
 
 import fedjax_secure as fs
 from fedjax_secure.core import BudgetError, OpeningError, ResumeError, SpecError, model_digest
+from fedjax_secure.he.openfhe import env
 
 DATA = fs.data.heart_disease()
 LINEAR = fs.models.logistic_regression(DATA)
@@ -178,6 +179,32 @@ def test_copies_of_a_folder_release_one_noised_sum_for_one_spend(tmp_path, kind)
             with pytest.raises(ResumeError, match="not released before"):
                 next(run)
     assert [entry.round for entry in budget.entries()] == [1] * (1 + (kind == "independent"))
+
+
+@pytest.mark.openfhe
+@pytest.mark.skipif(env.find() is None, reason=f"OpenFHE is not set up; run: {env.COMMAND}")
+def test_copies_whose_keys_are_gone_release_twice_and_pay_twice(tmp_path):
+    # OpenFHE's keys end with its process: clients of each copy answer anew, with other noise.
+    budget = fs.privacy.Budget.open(DATA.population_fingerprint, DATA.client_unit, epsilon=1e4,
+                                    dp_delta=1e-3, folder=tmp_path / "budget")
+
+    def build(name="run"):
+        chain = fs.chain(fs.privacy.clip(0.1), fs.privacy.quantise(bits=24),
+                         fs.privacy.discrete_gaussian(1.0, trust="central"),
+                         fs.he.encrypt(fs.he.openfhe_bgv()))
+        return fs.Federation(LINEAR, DATA, fs.algorithms.fed_avg(0.1), chain, budget=budget,
+                             folder=tmp_path / name)
+
+    _unopened(build)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    sums = []
+    for name in ("run", "copy"):
+        with build(name) as federation:
+            sums.append(next(federation.run(federation.init(), rounds=1))[1].sum_digest)
+    assert sums[0] != sums[1]
+    rounds = [(entry.round, entry.attempt) for entry in budget.entries()]
+    # the round before the crash was paid for, and never opened: nobody can know that
+    assert len(set(rounds)) == len(rounds) == 3 and {number for number, _ in rounds} == {1}
 
 
 def test_other_messages_of_a_round_get_other_noise(tmp_path):

@@ -45,7 +45,6 @@ class OnceOpener:
         open_sum: ``(bytes, num_clients) -> total``; opens a sum that the aggregator made. None
             where that cannot be asked for.
         on_close: called once by :meth:`close`.
-        keeps_key: whether the private key outlives this object, in the setting's folder.
 
     Guarantees:
         Nothing is opened unless every submission is signed by a client of the roster, for this
@@ -67,9 +66,8 @@ class OnceOpener:
         *,
         open_sum: Callable[[bytes, int], np.ndarray] | None = None,
         on_close: Callable[[], None] | None = None,
-        keeps_key: bool = True,
     ):
-        self.setting, self.key_id, self.keeps_key = setting, key_id, keeps_key
+        self.setting, self.key_id = setting, key_id
         self._open_payloads, self._open_sum = open_payloads, open_sum
         self._on_close = on_close
         self._release: Release | None = None

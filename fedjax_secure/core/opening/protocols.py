@@ -43,7 +43,6 @@ class Opener(Protocol):
     """Opens one sum a round; see :class:`OnceOpener` for the checks every opener makes."""
 
     key_id: bytes
-    keeps_key: bool
 
     def open(self, round: int, model_digest: bytes, submissions: Sequence[Submission]) -> Opened:
         """Check, sum and open."""

@@ -184,7 +184,7 @@ class OpenFheScheme:
             encryptor.close()
             holder.close()
 
-        opener = OnceOpener(setting, holder.key_id, open_payloads, on_close=close, keeps_key=False)
+        opener = OnceOpener(setting, holder.key_id, open_payloads, on_close=close)
         # The key's id as words, so that a new key does not compile the round anew.
         return {"key_id": jnp.asarray(np.frombuffer(holder.key_id, "<u4"))}, opener
 
