@@ -215,8 +215,11 @@ class Simulation:
         elif self._release is not None:
             key = device_keys([self.source.key(AT_OPENING, round=number)])[0]
             total = self._release(states, key, total)
-        params, server_state, carried, figures = self._step(
-            state.params, state.opt_state, states, total)
+        # Where the sum lies, as the results will: else the second round compiles the step anew.
+        first = jax.tree.leaves(total)[0]
+        start = jax.device_put((state.params, state.opt_state, states),
+                               first.sharding if isinstance(first, jax.Array) else None)
+        params, server_state, carried, figures = self._step(*start, total)
         rounds.require_finite_model(number, params, (server_state, carried))
         if rounds.states is not None:
             rounds.states.commit(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import flax.linen as nn
 import jax
@@ -42,6 +43,21 @@ def test_a_seed_gives_the_same_run_to_the_last_bit():
     same = [[report[:4] for report in reports] for _, _, reports in runs]
     assert str(same[0]) == str(same[1])
     assert runs[0][0].traces == {"local_sgd": 1, "step": 1}
+
+
+@pytest.mark.parametrize("algorithm", [ALGORITHMS.fed_avg(0.1), ALGORITHMS.fed_avg_m(0.1)])
+def test_only_the_first_round_compiles_anything(algorithm, caplog):
+    simulation = fs.Simulation(LINEAR, DATA, algorithm, _integers(), seed=0)
+    run = simulation.run(simulation.init(), rounds=3)
+
+    def compiled():
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
+            next(run)
+        return sum("Compiling" in record.message for record in caplog.records)
+
+    assert compiled() > 0
+    assert compiled() == compiled() == 0
 
 
 def test_every_round_of_a_run_can_be_run_again_from_its_state():
