@@ -478,6 +478,33 @@ def test_a_records_term_has_the_same_bits_at_the_last_places_of_any_batch():
         assert len(terms) == 1
 
 
+@pytest.mark.parametrize("name", named("layers", "mlp", "emnist_cnn"))
+def test_a_records_term_has_the_same_bits_in_every_lane(name):
+    """Accelerators work on many clients side by side, each in its lane."""
+    models = {**FACTORIES, "layers": lambda: _of(nn.Dense(13), nn.LayerNorm(), shape=(5, 9))}
+    model, size, lanes, rng = models[name](), 20, 3, np.random.default_rng(4)
+    params = params_of(model)
+    work = ghost_sums(model, 0.1, batch_size=size, with_record_bounds=True)
+
+    @jax.jit
+    @jax.vmap
+    def term(x, y, place):
+        shared = {"params": params, "record_bounds": jnp.zeros(size).at[place].set(0.1)}
+        batch = Batch(x, y, jnp.ones(size, bool), jnp.int32(0), jnp.int32(0), jnp.arange(size))
+        carry = work.phases[0].step(shared, {}, work.start(shared, {}, None), batch)
+        return model.ravel(work.finish(shared, {}, None, carry, None).value)
+
+    record = rng.normal(size=model.num_features).astype(np.float32)
+    terms = set()
+    for places in ((0, 7, 15), (16, 18, 19), (5, 5, 5), (19, 0, 1)):
+        x = rng.normal(size=(lanes, size, model.num_features)).astype(np.float32)
+        for lane, place in enumerate(places):
+            x[lane, place] = record
+        found = term(x, np.zeros((lanes, size), np.int32), np.array(places))
+        terms |= {(row + 0.0).tobytes() for row in np.asarray(found)}
+    assert len(terms) == 1
+
+
 def test_an_unknown_method_is_refused():
     model = mlp(3, 2)
     with pytest.raises(SpecError, match="method 'ghost' or 'vmap'"):
