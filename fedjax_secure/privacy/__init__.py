@@ -18,7 +18,7 @@ from .accounting import (
     spent,
     total,
 )
-from .budget import Budget
+from .budget import Budget, LargeDeltaWarning
 from .clipping import adaptive_clip, clip, clip_layers
 from .correlated import banded, correlated_noise, tree
 from .noise import (
@@ -34,10 +34,10 @@ from .reporting import PrivacyReport, RunFacts, report
 from .rotate import rotate
 
 __all__ = [
-    "Budget", "DiscreteGaussianSum", "Explanation", "FloatNoiseWarning", "PrivacyReport",
-    "RunFacts", "Spend", "Spent", "Total", "UnitEpsilons", "adaptive_clip", "audit", "banded",
-    "calibrate", "calibrate_shares", "clip", "clip_layers", "compose", "correlated_noise",
-    "discrete_gaussian", "discrete_laplace", "epsilon", "epsilon_by_unit", "explain", "gaussian",
-    "individual", "local", "quantise", "randomised_response", "report", "rotate",
+    "Budget", "DiscreteGaussianSum", "Explanation", "FloatNoiseWarning", "LargeDeltaWarning",
+    "PrivacyReport", "RunFacts", "Spend", "Spent", "Total", "UnitEpsilons", "adaptive_clip",
+    "audit", "banded", "calibrate", "calibrate_shares", "clip", "clip_layers", "compose",
+    "correlated_noise", "discrete_gaussian", "discrete_laplace", "epsilon", "epsilon_by_unit",
+    "explain", "gaussian", "individual", "local", "quantise", "randomised_response", "report", "rotate",
     "rounded_l2_bound", "share_stddev_for", "shuffle", "skellam", "spent", "total", "tree",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import optax
 import pytest
 
 import fedjax_secure as fs
@@ -77,3 +78,15 @@ def test_individual_plans_and_rules(tmp_path):
 def test_layers_of_no_model():
     with pytest.raises(SpecError, match=r"clip_layers\(model, total=1\.0\)"):
         fs.privacy.clip_layers(None, total=1.0)
+
+
+@pytest.mark.parametrize("unit, delta", [("client", 0.25), ("record", 0.01)])
+def test_a_delta_that_protects_nobody_is_told(unit, delta, tmp_path):
+    name = DATA.unit if unit == "record" else DATA.client_unit
+    people = len(DATA.y) if unit == "record" else DATA.num_clients
+    budget = fs.privacy.Budget.open(DATA.population_fingerprint, name, epsilon=100.0,
+                                    dp_delta=delta, folder=tmp_path, label="simulation")
+    chain = fs.chain(fs.privacy.clip(1.0, unit=unit), *NOISE[1:])
+    algorithm = AVERAGE if unit == "client" else fs.algorithms.fed_sgd(optax.sgd(0.1))
+    with pytest.warns(fs.privacy.LargeDeltaWarning, match=f"not below 1/{people}, .*{name}"):
+        fs.Federation(MODEL, DATA, algorithm, chain, budget=budget, seed=0).close()

@@ -22,6 +22,18 @@ from .history_file import HistoryFile
 from .places import file_name, folder_of_budgets, settled_groups_path
 
 
+class LargeDeltaWarning(UserWarning):
+    """A dp_delta that is not below one over the number of people says little about any of them.
+
+    A mechanism that publishes one person's data, drawn at random, has such a delta.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", LargeDeltaWarning)  # where it is meant so
+    """
+
+
 class Budget:
     """What may still be learned about one dataset's units, kept on disk.
 

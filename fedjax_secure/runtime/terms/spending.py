@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core import BudgetError, Mechanism, ResumeError, Spec, SpecError
 from ...data import FederatedDataset
-from ...privacy import Budget, Spend, compose
+from ...privacy import Budget, LargeDeltaWarning, Spend, compose
 from ...privacy.individual import IndividualBudget
 from .individual import individual_figures
 
@@ -19,6 +20,9 @@ def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend
 
     Of a run that is planned as a whole (`Mechanism.schedule`), the noise multiplier is that of the
     run, and the slack that of one round: see `cost_of`.
+
+    Warns:
+        LargeDeltaWarning: the budget's delta is not below one over the number of units.
 
     Raises:
         SpecError: noise without a budget.
@@ -58,6 +62,8 @@ def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend
         raise BudgetError(
             "the federation", need=f"a budget of adjacency {spec.adjacency!r}, which this chain's "
             "guarantee is of", found=repr(budget.adjacency), fix=f"Open it with {how}.")
+    _warn_of_delta(unit, spec.sum_terms,
+                   budget.dp_delta if isinstance(budget, Budget) else budget.plan.dp_delta)
     # A Gaussian needs no parameters besides.
     kind = {} if mechanism.kind == "gaussian" else {
         "kind": mechanism.kind, "parameters": mechanism.parameters}
@@ -65,6 +71,15 @@ def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend
         noise_multiplier=mechanism.noise_multiplier, sampling_rate=spec.sampling_rate, unit=unit,
         adjacency=spec.adjacency, log_ratio=mechanism.log_ratio,
         total_variation=mechanism.total_variation, **kind)
+
+
+def _warn_of_delta(unit: str, people: int, dp_delta: float) -> None:
+    if dp_delta * people >= 1.0:
+        warnings.warn(
+            f"dp_delta {dp_delta:g} is not below 1/{people}, one over the number of {unit}s: a "
+            f"mechanism that publishes the data of one {unit}, drawn at random, has such a delta. "
+            f"Open the budget with dp_delta={0.1 / people:.0e}, for example.", LargeDeltaWarning,
+            stacklevel=4)
 
 
 def cost_of(spend: Spend, mechanism: Mechanism, rounds: Sequence[int]) -> tuple[Spend, int]:
