@@ -38,6 +38,7 @@ __all__ = [
     "PrivacyReport", "RunFacts", "Spend", "Spent", "Total", "UnitEpsilons", "adaptive_clip",
     "audit", "banded", "calibrate", "calibrate_shares", "clip", "clip_layers", "compose",
     "correlated_noise", "discrete_gaussian", "discrete_laplace", "epsilon", "epsilon_by_unit",
-    "explain", "gaussian", "individual", "local", "quantise", "randomised_response", "report", "rotate",
-    "rounded_l2_bound", "share_stddev_for", "shuffle", "skellam", "spent", "total", "tree",
+    "explain", "gaussian", "individual", "local", "quantise", "randomised_response", "report",
+    "rotate", "rounded_l2_bound", "share_stddev_for", "shuffle", "skellam", "spent", "total",
+    "tree",
 ]
