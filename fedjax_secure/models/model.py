@@ -64,7 +64,9 @@ class Model:
         unravel: ``[dim] float32 -> params``.
         shape: the shape of a record as the network sees it; rows are reshaped to it.
         tapped: makes the network with taps at its layers, where each record's own gradient can be
-            read; None for a model that has none, whose records are differentiated one by one.
+            read; None for a model that has none, whose records are differentiated one by one. It
+            counts only beside the ``loss`` that it names as its own ``loss``: a model with another
+            one, made by `dataclasses.replace`, has no taps.
 
     Example:
         >>> import jax
@@ -229,6 +231,11 @@ def from_flax(
             tree, [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
         )
 
+    @cache
+    def taps():
+        return tapped(module, loss, variables["params"], as_records, example)
+
+    taps.loss = losses  # type: ignore[attr-defined]  # of this loss, and of no other
     return Model(
         name=name,
         num_features=num_features,
@@ -241,7 +248,7 @@ def from_flax(
         ravel=ravel,
         unravel=unravel,
         shape=shape,
-        tapped=cache(lambda: tapped(module, loss, variables["params"], as_records, example)),
+        tapped=taps,
     )
 
 

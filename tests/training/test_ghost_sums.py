@@ -347,8 +347,21 @@ def test_a_model_without_taps_is_worked_by_vmap():
     import dataclasses
 
     model = dataclasses.replace(mlp(4, 3), tapped=None)
-    assert coverage(model).untapped == ("the model, which has no taps",)
+    assert coverage(model).untapped == ("the model, whose loss has no taps",)
     _agrees(model)
+
+
+def test_another_loss_is_not_differentiated_by_taps_of_the_first():
+    import dataclasses
+
+    plain = mlp(4, 3)
+    squared = dataclasses.replace(plain, loss=lambda p, x, y: plain.loss(p, x, y) ** 2 + x[:, 0])
+    assert coverage(plain).complete and not coverage(squared).complete
+    _agrees(squared)
+    params = params_of(plain)
+    x, y = batch_of(plain, 1)
+    (row,) = rows_of(squared, params, x, y)
+    close(plain.ravel(gradient_of_one(squared, params, x, y)), row, np.linalg.norm(row))
 
 
 def _agrees(model):

@@ -151,8 +151,8 @@ def coverage(model: TrainableModel) -> Coverage:
         True
     """
     make = getattr(model, "tapped", None)
-    if make is None:
-        return Coverage(False, ("the model, which has no taps",), ())
+    if make is None or getattr(make, "loss", None) is not model.loss:
+        return Coverage(False, ("the model, whose loss has no taps",), ())
     found = make()
     return Coverage(not found.untapped, found.untapped, found.one_by_one)
 
