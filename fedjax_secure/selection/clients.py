@@ -15,6 +15,7 @@ from .drawing import (
     cohort_of,
     coins,
     enough,
+    last_words,
     settings_of,
     smallest,
     whole,
@@ -186,12 +187,8 @@ def poisson_clients_by_group(
         clients in the place of records.
     """
     name = "poisson_clients_by_group"
-    drawn = by_group(name, groups, rates, mean_rate, certain=True)
-    biases = np.array(drawn.rates)
-    if np.any((biases > 0) & (biases < 2.0**-50)):
-        raise SpecError(name, need="rates of 2^-50 or more, or 0", found=repr(rates),
-                        fix="Give 0 for a group that is never drawn.")
-    thresholds, never = below(np.maximum(biases, 2.0**-50))[drawn.groups], biases[drawn.groups] == 0
+    drawn = by_group(name, groups, rates, mean_rate)
+    thresholds, possible = last_words(drawn)
 
     def fits(num_clients: int) -> None:
         if num_clients != len(thresholds):
@@ -203,7 +200,7 @@ def poisson_clients_by_group(
         fits(num_clients)
         return thresholds[present]
 
-    tossed = _tossed(threshold_of, everyone_answers, never)
+    tossed = _tossed(threshold_of, everyone_answers, possible)
 
     def expected(num_clients: int, available: np.ndarray | None = None) -> float:
         fits(num_clients)
@@ -217,14 +214,14 @@ def poisson_clients_by_group(
 
 def _tossed(
     threshold_of: Callable[[np.ndarray, int], np.ndarray], everyone_answers: bool,
-    never: np.ndarray | None = None,
+    possible: np.ndarray | None = None,
 ) -> Callable[..., Cohort]:
     """A draw by a coin for each client, heads up to its own threshold.
 
     Args:
         threshold_of: ``(clients that are present, number of clients) -> uint64 [present]``.
         everyone_answers: whether those who are not drawn answer too.
-        never: bool [clients], who is not drawn whatever the coin; None for nobody.
+        possible: bool [clients], False for who is not drawn whatever the coin; None for nobody.
     """
 
     def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
@@ -236,8 +233,8 @@ def _tossed(
         else:
             words = coins(source, round, len(clients))[present]
         heads = words <= thresholds
-        if never is not None:
-            heads &= ~never[present]
+        if possible is not None:
+            heads &= possible[present]
         cohort = cohort_of(
             source, round, candidates, present[heads],
             scale=np.ones(len(clients), np.float32), mean_count=float(np.mean(candidates.counts)))

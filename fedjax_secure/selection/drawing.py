@@ -77,18 +77,18 @@ def smallest(keys: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argpartition(keys, count - 1)[:count]) if count else np.arange(0)
 
 
-def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float, *,
-             certain: bool = False) -> ByGroup:
-    """Groups of units and their rates, checked; a rate may be 1 only where ``certain``.
+def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float) -> ByGroup:
+    """Groups of units and their rates, checked.
 
     Raises:
-        SpecError: rates outside [0, 1), groups that have no rate, or a mean outside the rates.
+        SpecError: rates outside [0, 1], or so small that no coin has them; groups that have no
+            rate; a mean outside the rates.
     """
     numbers, biases = np.asarray(groups), tuple(float(rate) for rate in rates)
-    if (not biases or max(biases) == 0 or not all(
-            0 <= rate < 1 or (certain and rate == 1) for rate in biases)):
-        raise SpecError(name, need=f"rates from 0 to {'' if certain else 'below '}1, not all 0",
-                        found=repr(rates), fix="Give a plan's sampling_rates.")
+    if (not biases or max(biases) == 0
+            or not all(rate == 0 or 2.0**-50 <= rate <= 1 for rate in biases)):
+        raise SpecError(name, need="rates from 2^-50 to 1, or 0 for a group that is never drawn, "
+                        "and not all 0", found=repr(rates), fix="Give a plan's sampling_rates.")
     if (numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer)
             or numbers.min() < 0 or numbers.max() >= len(biases)):
         raise SpecError(name, need=f"groups, whole numbers from 0 to {len(biases) - 1}",
@@ -100,6 +100,18 @@ def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float, *
     numbers = numbers.astype(np.int64)
     numbers.flags.writeable = False
     return ByGroup(numbers, biases, float(mean_rate))
+
+
+def last_words(drawn: ByGroup) -> tuple[np.ndarray, np.ndarray]:
+    """For each unit, the last word of a coin that is heads, and whether one is heads at all.
+
+    Example:
+        >>> last, possible = last_words(by_group("example", [0, 1, 1], (0.0, 1.0), 0.5))
+        >>> possible.tolist(), int(last[1]) == 2**64 - 1
+        ([False, True, True], True)
+    """
+    rates = np.array(drawn.rates)
+    return below(np.maximum(rates, 2.0**-50))[drawn.groups], (rates > 0)[drawn.groups]
 
 
 def settings_of(drawn: ByGroup) -> str:

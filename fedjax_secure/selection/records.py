@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core import Cohort, Sampling, Source, SpecError
 from ..core.randomness import host_words
-from .drawing import NO_ROWS, by_group, cohort_of, settings_of
+from .drawing import NO_ROWS, below, by_group, cohort_of, last_words, settings_of
 from .selection import Candidates, Selection
 
 
@@ -40,12 +40,12 @@ def poisson_records(rate: float) -> Selection:
     Source:
         Zhu, Wang 2019, "Poisson Subsampled Renyi Differential Privacy".
     """
-    if not isinstance(rate, int | float) or not 0.0 < rate < 1.0:
+    if not isinstance(rate, int | float) or not 2.0**-50 <= rate < 1.0:
         raise SpecError("poisson_records", need="a rate above 0 and below 1", found=repr(rate),
                         fix="Give expected batch / number of records, or use all_records().")
-    threshold = np.uint64(int(rate * 2.0**64))
+    last = below(float(rate))
     return Selection("poisson_records", Sampling("poisson", float(rate), "record"),
-                     _tossed(lambda rows: threshold))
+                     _tossed(lambda rows: (last, True)))
 
 
 def poisson_records_by_group(
@@ -59,7 +59,7 @@ def poisson_records_by_group(
     Args:
         groups: ``[records]``, the number of each record's group, in the dataset's order. It must
             be a function of that record alone.
-        rates: each group's probability of taking part, from 0 to below 1; 0 never draws it.
+        rates: each group's probability of taking part, from 0 to 1; 0 never draws it.
         mean_rate: the rate in the mean over all records, by public shares of the groups: what the
             sum's public denominator is made of.
 
@@ -71,7 +71,7 @@ def poisson_records_by_group(
         As `poisson_records`, for each record with its own rate. Coins are independent.
 
     Raises:
-        SpecError: rates outside [0, 1), groups that have no rate, or a mean outside the rates.
+        SpecError: rates outside [0, 1], groups that have no rate, or a mean outside the rates.
 
     Example:
         >>> from fedjax_secure.core import source
@@ -85,22 +85,26 @@ def poisson_records_by_group(
         Boenisch, Muehl, Dziedzic, Rinberg, Papernot 2023, arXiv 2303.17046, the method Sample.
     """
     drawn = by_group("poisson_records_by_group", groups, rates, mean_rate)
-    thresholds = np.array([int(rate * 2.0**64) for rate in drawn.rates], np.uint64)[drawn.groups]
+    last, possible = last_words(drawn)
 
-    def among(rows: slice) -> np.ndarray:
-        if len(thresholds) < rows.stop:
+    def among(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        if len(last) < rows.stop:
             raise SpecError("poisson_records_by_group", need="a group for every record",
-                            found=f"{len(thresholds)} groups and a record {rows.stop - 1}",
+                            found=f"{len(last)} groups and a record {rows.stop - 1}",
                             fix="Assign groups to the training records of this dataset.")
-        return thresholds[rows]
+        return last[rows], possible[rows]
 
     return Selection(
         "poisson_records_by_group", Sampling("poisson", max(drawn.rates), "record"),
         _tossed(among), settings=settings_of(drawn), by_group=drawn)
 
 
-def _tossed(threshold_of: Callable[[slice], Any]) -> Callable[..., Cohort]:
-    """A draw by a coin for each record, heads below the threshold of its row."""
+def _tossed(heads_of: Callable[[slice], Any]) -> Callable[..., Cohort]:
+    """A draw by a coin for each record.
+
+    Args:
+        heads_of: for rows, the last word that is heads, and whether one is at all.
+    """
 
     def draw(source: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
         clients, offsets = candidates.clients, candidates.offsets
@@ -109,7 +113,8 @@ def _tossed(threshold_of: Callable[[slice], Any]) -> Callable[..., Cohort]:
             first, last = int(offsets[place]), int(offsets[place + 1])
             key = source.key("sampling", round=round, client=clients[place])
             coins = host_words(key, 2 * (last - first)).view("<u8")
-            heads = coins < threshold_of(slice(first, last))
+            most, possible = heads_of(slice(first, last))
+            heads = (coins <= most) & possible
             indices[place] = (first + np.flatnonzero(heads)).astype(np.int32)
         alive = np.zeros(len(clients), bool)
         alive[candidates.present] = True

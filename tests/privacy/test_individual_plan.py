@@ -129,26 +129,27 @@ def test_a_rule_sees_one_record_and_names_a_group():
 
 
 def test_records_are_drawn_at_their_own_groups_rate():
-    """4,000 rounds of 30 records; a group's count is binomial (false alarms below 1e-6)."""
-    groups = np.array([0, 1, 2] * 10)
-    selection = poisson_records_by_group(groups, (0.05, 0.5, 0.0), mean_rate=0.2)
-    population = Candidates(("a", "b"), np.array([0, 12, 30]))
-    counts = np.zeros(3)
+    """4,000 rounds of 40 records; a group's count is binomial (false alarms below 1e-6)."""
+    groups = np.array([0, 1, 2, 3] * 10)
+    selection = poisson_records_by_group(groups, (0.05, 0.5, 0.0, 1.0), mean_rate=0.2)
+    population = Candidates(("a", "b"), np.array([0, 12, 40]))
+    counts = np.zeros(4)
     for number in range(4000):
         cohort = selection.draw(source(3), number, population, ())
         rows = np.concatenate(cohort.indices)
         assert len(set(rows.tolist())) == len(rows) and cohort.alive.all()
-        counts += np.bincount(groups[rows], minlength=3)
+        counts += np.bincount(groups[rows], minlength=4)
     trials = 4000 * 10
     for rate, count in zip((0.05, 0.5), counts[:2], strict=True):
         assert abs(count - rate * trials) < 5.5 * math.sqrt(trials * rate * (1 - rate))
-    assert counts[2] == 0
-    assert selection.sampling.rate == 0.5 and selection.by_group.mean_rate == 0.2
+    assert counts[2] == 0 and counts[3] == trials
+    assert selection.sampling.rate == 1.0 and selection.by_group.mean_rate == 0.2
 
 
 @pytest.mark.parametrize(("groups", "rates", "mean"), [
-    ([0, 2], (0.1, 0.2), 0.1), ([0.0, 1.0], (0.1, 0.2), 0.1), ([0], (1.0,), 0.5),
-    ([0], (0.0,), 0.1), ([0], (0.2,), 0.3), ([], (0.2,), 0.1), ([0], (-0.1, 0.2), 0.1)])
+    ([0, 2], (0.1, 0.2), 0.1), ([0.0, 1.0], (0.1, 0.2), 0.1), ([0], (1.1,), 0.5),
+    ([0], (0.0,), 0.1), ([0], (0.2,), 0.3), ([], (0.2,), 0.1), ([0], (-0.1, 0.2), 0.1),
+    ([0], (1e-30, 0.2), 0.1)])
 def test_what_a_draw_by_groups_refuses(groups, rates, mean):
     with pytest.raises(SpecError):
         poisson_records_by_group(groups, rates, mean_rate=mean)
