@@ -39,6 +39,9 @@ STAGES = {
     "adaptive_clip, rotate": lambda unit: fs.privacy.adaptive_clip(1.5, 0.5, unit=unit),
 }
 
+#: What is compiled three times: norms of the whole, of layers, and with a state and a rotation.
+THRICE = ("clip", "clip_layers, bounds", "adaptive_clip, rotate")
+
 
 class Made:
     """A stage in a chain with quantise, and the client's half compiled once."""
@@ -106,6 +109,9 @@ def test_short_vectors_pass_unchanged(made):
     assert np.abs(decoded - vector).max() <= 8.0 / made.spec.scale
 
 
+@pytest.mark.parametrize("made", [
+    pytest.param(name, marks=[] if name in THRICE else [pytest.mark.slow]) for name in STAGES],
+    indirect=True)
 def test_one_by_one_vmapped_and_scanned_are_the_same(made):
     vectors = np.stack([_vector(length, DIM - place, place)
                         for place, length in enumerate([0.1, 1.5, 40.0, 1e25, 0.0])])
