@@ -331,7 +331,9 @@ class Both:
         assert found.shape == wanted.shape and np.abs(found - wanted).max() <= self.error
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=[
+    pytest.param(name, marks=[pytest.mark.slow] if name == "bgv, three limbs" else [])
+    for name in CASES])
 def both(peer, request):
     made = Both(peer, CASES[request.param])
     assert made.theirs.params.num_limbs == CASES[request.param]["depth"] + 1

@@ -52,14 +52,14 @@ def expected(tmp_path_factory):
     return digests(federation(tmp_path_factory.mktemp("whole")))
 
 
-@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("clients", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_chunks_change_nothing(tmp_path, expected, clients):
     assert digests(federation(tmp_path, chunk_clients=clients)) == expected
     left = [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith("sent")]
     assert left == []
 
 
-@pytest.mark.parametrize("encrypted", [True, False])
+@pytest.mark.parametrize("encrypted", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_sum_inside_the_compiled_round_is_the_same(tmp_path, expected, encrypted):
     run = federation(tmp_path, encrypted=encrypted, aggregator="semi-honest")
     assert digests(run) == expected
