@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ from .terms import (
     planned_chain,
     require_first_release,
     require_individual,
+    require_paid,
     spend_of,
     spent_rounds,
 )
@@ -94,7 +96,8 @@ class Federation:
 
     Raises:
         SpecError: the parts do not fit together; raised before anything is traced.
-        BudgetError: the budget belongs to other data.
+        BudgetError: the budget belongs to other data, or a run that is resumed has paid from
+            another one.
         ResumeError: the folder holds another run, or is in use.
 
     Example:
@@ -156,6 +159,8 @@ class Federation:
         self._opener = None
         try:
             self._set_up(states)
+            if self.budget is not None:
+                require_paid(self.budget, self.run_id, self._journal.last_round())
         except BaseException:
             self.close()
             raise
@@ -166,6 +171,7 @@ class Federation:
         manifest = manifest_of(self._rounds, self.spec, states, seed=self.seed,
                                ledger=self.ledger is not None)
         self._journal.settle(manifest)
+        self.records = self._journal.records()
         clients = self.data.clients
 
         def make() -> dict[str, bytes]:
@@ -221,6 +227,9 @@ class Federation:
             rounds: the number of the last round; a state that has finished 20 rounds runs 10 more
                 for ``rounds=30``.
 
+        Warns:
+            UserWarning: more rounds than these are finished already.
+
         Yields:
             The new state and the round's record, once both are on disk.
 
@@ -237,6 +246,11 @@ class Federation:
                             fix="Give rounds=20, for example.")
         self._require_open()
         finished = self._require_last(state)
+        if rounds < finished:
+            warnings.warn(
+                f"rounds={rounds} is the number of the last round, and {finished} are finished: "
+                f"nothing is left to run. Give rounds={finished + rounds} for {rounds} more.",
+                UserWarning, stacklevel=2)
         if self.spend is not None and rounds > finished:
             assert self.budget is not None
             spent = spent_rounds(self.budget, self.run_id)

@@ -104,6 +104,8 @@ def denominator_of(algorithm: Algorithm, selection: Selection, data: FederatedDa
     rate = selection.sampling.rate if by_record and selection.sampling else 1.0
     if by_record and selection.by_group is not None:
         rate = selection.by_group.mean_rate
+    if by_record and selection.answering is not None:  # records of who is there, and answers
+        return float(rate * np.dot(data.counts, selection.answering(data.num_clients)))
     return rate * len(data.y) * clients / data.num_clients
 
 
@@ -213,11 +215,15 @@ class Rounds:
             left = spec.stddev_in_sum(answering) / accounted
             if left < 1.0:
                 found += f", whose noise has {left:.0%} of the standard deviation that is accounted"
+        coins = "" if self.selection.hides_drawn else (
+            "Where coins decide who takes part, let all send their noise: poisson_clients(..., "
+            "everyone_answers=True). ")
+        lost = len(cohort.clients) - answering
         raise OpeningError(
             f"round {cohort.round}", need=f"at least {fewest} clients that take part", found=found,
-            fix="Wait for more clients, and run the round again. Where coins decide who takes "
-            "part, let all send their noise: poisson_clients(..., everyone_answers=True); or "
-            "count on fewer shares: discrete_gaussian(..., missing_shares=...).")
+            fix=f"Wait for more clients, and run the round again. {coins}Or count on fewer shares, "
+            f"in a new run: discrete_gaussian(..., missing_shares={lost}) allows for as many as "
+            "were missing here.")
 
     def _with_passes(self, cohort: Cohort) -> Cohort:
         """Further orders of the same records, where the work goes through them several times."""

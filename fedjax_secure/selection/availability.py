@@ -92,10 +92,15 @@ def available(selection: Selection, trace: np.ndarray) -> Selection:
         fits(num_clients)
         return int(min(selection.most_clients(num_clients), trace.sum(1).max()))
 
+    def answering(num_clients: int) -> np.ndarray:
+        fits(num_clients)
+        return _answering(selection, num_clients) * trace.mean(0)
+
     digest = hashlib.sha256(np.packbits(trace).tobytes()).hexdigest()[:16]
     return selection._replace(
         name=f"available({selection.name})", sampling=told, draw=draw, expected_clients=expected,
-        most_clients=most, settings=f"{selection.settings}, trace {list(trace.shape)} {digest}")
+        most_clients=most, answering=answering,
+        settings=f"{selection.settings}, trace {list(trace.shape)} {digest}")
 
 
 def dropping_out(
@@ -188,7 +193,7 @@ def dropping_out(
                             "by round", found=f"`{selection.name}`, where others fill the place of "
                             "a client that is lost", fix="Leave dropping_out out.")
         asked = np.asarray(cohort.alive, bool)
-        lost = asked & (uniforms(coins(source, round, len(asked), "drop-out")) < losing)
+        lost = asked & (uniforms(coins(source, round, len(asked), purpose)) < losing)
         indices = list(cohort.indices)
         for client in np.flatnonzero(lost).tolist():
             indices[client] = NO_ROWS
@@ -202,15 +207,34 @@ def dropping_out(
 
     def expected(num_clients: int, available: np.ndarray | None = None) -> float:
         staying = 1.0 - fits(num_clients)
-        if available is not None and np.any(available):
-            staying = staying[np.asarray(available, bool)]
-        return float(selection.expected_clients(num_clients, available) * staying.mean())
+        drawn, weights = selection.by_group, np.ones(num_clients)
+        if drawn is not None and len(drawn.groups) == num_clients:  # clients by group, not records
+            weights = np.array(drawn.rates)[drawn.groups]
+        if available is not None:
+            weights = weights * np.asarray(available, bool)
+        if not weights.any():
+            return 0.0
+        share = float(np.average(staying, weights=weights))
+        return float(selection.expected_clients(num_clients, available)) * share
+
+    def answering(num_clients: int) -> np.ndarray:
+        return _answering(selection, num_clients) * (1.0 - fits(num_clients))
+
+    # One purpose for each layer: else the same coins are tossed by all of them.
+    purpose = "drop-out" + "+" * selection.name.count("dropping_out(")
 
     each = (f"lost at rate {float(rates)!r}" if not rates.ndim else
             f"lost at rates {hashlib.sha256(rates.astype('<f8').tobytes()).hexdigest()[:16]}")
     return selection._replace(
         name=f"dropping_out({selection.name})", sampling=told, draw=draw,
-        expected_clients=expected, settings=f"{selection.settings}, {each}".lstrip(", "))
+        expected_clients=expected, answering=answering,
+        settings=f"{selection.settings}, {each}".lstrip(", "))
+
+
+def _answering(selection: Selection, num_clients: int) -> np.ndarray:
+    """Each client's probability of answering when it is asked, ``[clients]``."""
+    found = selection.answering
+    return np.ones(num_clients) if found is None else found(num_clients)
 
 
 def _numbers(value: Any) -> bool:

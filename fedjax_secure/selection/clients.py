@@ -122,6 +122,7 @@ def poisson_clients(rate: float, *, everyone_answers: bool = False) -> Selection
     if not real or not 2.0**-50 <= rate <= 1.0:
         raise SpecError("poisson_clients", need="a rate above 0 and up to 1", found=repr(rate),
                         fix="Give expected clients a round / number of clients.")
+    _need_flag("poisson_clients", everyone_answers)
     threshold = below(float(rate))
 
     def threshold_of(present: np.ndarray, num_clients: int) -> np.ndarray:
@@ -187,6 +188,7 @@ def poisson_clients_by_group(
         clients in the place of records.
     """
     name = "poisson_clients_by_group"
+    _need_flag(name, everyone_answers)
     drawn = by_group(name, groups, rates, mean_rate)
     thresholds, possible = last_words(drawn)
 
@@ -210,6 +212,12 @@ def poisson_clients_by_group(
         name, Sampling("poisson", max(drawn.rates), "client"), tossed, expected_clients=expected,
         settings=f"{settings_of(drawn)}, {everyone_answers=}", hides_drawn=bool(everyone_answers),
         by_group=drawn)
+
+
+def _need_flag(name: str, everyone_answers: object) -> None:
+    if not isinstance(everyone_answers, bool):
+        raise SpecError(name, need="everyone_answers=True or False", found=repr(everyone_answers),
+                        fix="Leave it out where the accountant takes everyone to take part.")
 
 
 def _tossed(

@@ -84,6 +84,10 @@ def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float) -
         SpecError: rates outside [0, 1], or so small that no coin has them; groups that have no
             rate; a mean outside the rates.
     """
+    listed = np.asarray(rates) if isinstance(rates, Sequence | np.ndarray) else np.zeros(())
+    if listed.ndim != 1 or not np.issubdtype(listed.dtype, np.number):
+        raise SpecError(name, need="rates, a number for each group, in the groups' order",
+                        found=f"{rates!r}"[:100], fix="Give a plan's sampling_rates.")
     numbers, biases = np.asarray(groups), tuple(float(rate) for rate in rates)
     if (not biases or max(biases) == 0
             or not all(rate == 0 or 2.0**-50 <= rate <= 1 for rate in biases)):
@@ -94,7 +98,8 @@ def by_group(name: str, groups: Any, rates: Sequence[float], mean_rate: float) -
         raise SpecError(name, need=f"groups, whole numbers from 0 to {len(biases) - 1}",
                         found=f"{numbers.dtype}{list(numbers.shape)}",
                         fix="Number each unit's group in the order of the rates.")
-    if not 0 < mean_rate <= max(biases):
+    real = isinstance(mean_rate, int | float | np.number) and not isinstance(mean_rate, bool)
+    if not real or not 0 < mean_rate <= max(biases):
         raise SpecError(name, need="a mean_rate above 0 and up to the largest rate",
                         found=repr(mean_rate), fix="Give a plan's mean_rate.")
     numbers = numbers.astype(np.int64)

@@ -111,6 +111,8 @@ class Selection(NamedTuple):
             its records name who answered.
         by_group: how units are drawn by groups, where they are; a budget for individuals charges
             each group by it.
+        answering: ``num_clients -> float64 [clients]``, each client's public probability of being
+            there and answering when it is asked; None where that is 1 for all.
     """
 
     name: str
@@ -124,3 +126,4 @@ class Selection(NamedTuple):
     settings: str = ""
     hides_drawn: bool = False
     by_group: ByGroup | None = None
+    answering: Callable[[int], np.ndarray] | None = None

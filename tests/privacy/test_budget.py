@@ -99,7 +99,7 @@ def test_the_round_that_overspends_is_refused(tmp_path):
     total = compose([ROUND] * (fits + 1), 1e-3)
     for part in ("epsilon 0.65", f"spent so far: {rounded_up(budget.spent, 6)}",
                  f"{rounded_up(total, 6)} with round",
-                 "0 such rounds still fit", "fewer rounds"):
+                 "0 such rounds still fit", "Take more noise or a smaller sampling rate"):
         assert part in message
     assert budget.path.read_bytes() == before
     assert budget.remaining_rounds(ROUND) == 0

@@ -24,6 +24,7 @@ from fedjax_secure.core.randomness import host_words, source
 from fedjax_secure.privacy.audit import one_run_bound, runs_bound
 from fedjax_secure.privacy.quantise import stochastic_round
 from fedjax_secure.runtime.auditing import canary_scores
+from fedjax_secure.runtime.auditing.training_run import _leaving_out
 
 SURE = 1 - 1e-8
 EVERYONE = Sampling("all", 1.0, "client")
@@ -337,3 +338,12 @@ def test_an_audit_refuses_what_makes_no_sense(options, said):
 def test_an_audit_of_a_chain_refuses_what_makes_no_sense(options, said):
     with pytest.raises(SpecError, match=said):
         audited(*stages(), **options)
+
+
+def test_records_drawn_by_group_keep_their_groups_when_some_are_left_out():
+    selection = fs.selection.poisson_records_by_group(
+        np.repeat([0, 1], 500), (0.0, 1.0), mean_rate=0.5)
+    absent = np.arange(0, 1000, 2)
+    people = fs.selection.Candidates(("a",), np.array([0, 1000]))
+    cohort = _leaving_out(selection, absent).draw(source(0), 1, people, ())
+    assert cohort.indices[0].tolist() == list(range(501, 1000, 2))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import optax
 import pytest
 
+import fedjax_secure as fs
 from fedjax_secure.algorithms import example_weights
 from fedjax_secure.core import Sampling, SpecError, source
 from fedjax_secure.selection import (
@@ -21,6 +23,7 @@ from fedjax_secure.selection import (
     importance_clients,
     oort,
     poisson_clients,
+    poisson_clients_by_group,
     poisson_records,
     power_of_choice,
     separated_clients,
@@ -205,3 +208,32 @@ def test_rates_of_other_clients_and_clients_that_others_replace_are_refused():
         queue.draw(source(0), 1, PEOPLE, ())
     with pytest.raises(SpecError, match="a selection"):
         dropping_out(0.1, all_records())
+
+
+def test_layers_of_loss_toss_coins_of_their_own():
+    """699 of 1,000 would answer twice at rate 0.3 if both layers tossed the same coins."""
+    people = Candidates(tuple(map(str, range(1000))), np.arange(1001))
+    twice = dropping_out(dropping_out(all_records(), 0.3), 0.3)
+    assert twice.expected_clients(1000) == pytest.approx(490.0)
+    answered = len(twice.draw(source(0), 1, people, ()).taking_part)
+    assert abs(answered - 490) < 6 * math.sqrt(1000 * 0.49 * 0.51)
+
+
+def test_clients_drawn_by_group_are_expected_by_their_groups_rates():
+    """Who is drawn often is lost often here: a plain mean of the losses would expect 1.2."""
+    groups, lost = [0, 0, 1, 1], [0.0, 0.0, 0.8, 0.8]
+    drawn = poisson_clients_by_group(groups, (0.1, 0.9), mean_rate=0.5, everyone_answers=True)
+    assert dropping_out(drawn, lost).expected_clients(4) == pytest.approx(2 * 0.1 + 2 * 0.9 * 0.2)
+
+
+@pytest.mark.parametrize("kind", ["lost", "away"])
+def test_sums_of_records_are_divided_by_those_of_who_answers(kind):
+    data = fs.data.heart_disease()
+    there = np.array([0.9, 0.1, 0.2, 0.5])
+    trace = np.arange(10)[:, None] < 10 * there
+    chosen = poisson_records(0.1)
+    selection = dropping_out(chosen, 1 - there) if kind == "lost" else available(chosen, trace)
+    simulation = fs.Simulation(
+        fs.models.logistic_regression(data), data, fs.algorithms.fed_sgd(optax.sgd(0.1)),
+        fs.chain(), selection=selection, seed=0)
+    assert simulation.spec.denominator == pytest.approx(0.1 * np.dot(data.counts, there))

@@ -321,13 +321,20 @@ class Budget:
             return total
         spent = compose(counted, self.dp_delta)
         label = f" The budget is labelled {self.label!r}." if self.label else ""
+        fitting = self._fitting(counted, spend)
+        fewer = f"{fitting} rounds or fewer" if fitting else "more noise or a smaller sampling rate"
+        if spend.sampling_rate == 1.0 and not fitting:
+            fewer = "more noise"
+        always = "" if spend.sampling_rate < 1.0 else (
+            " (The sampling rate counts as 1 unless nobody learns who was drawn: "
+            "poisson_records(...), or poisson_clients(..., everyone_answers=True).)")
         raise BudgetError(
             self._where, need=f"a total of at most epsilon {self.epsilon:.6g} at "
             f"dp_delta {self.dp_delta:g} (spent so far: {rounded_up(spent, 6)})",
             found=f"{rounded_up(total, 6)} with {what} ({_text(spend)}, {rounds} times); "
-            f"{self._fitting(counted, spend)} such rounds still fit",
-            fix="Take fewer rounds, more noise or a lower sampling rate, or have whoever answers "
-            f"for the data record a reset(reason=..., by=...).{label}")
+            f"{fitting} such rounds still fit",
+            fix=f"Take {fewer}, go on with a run that was interrupted in its own folder=, or have "
+            f"whoever answers for the data record a reset(reason=..., by=...).{always}{label}")
 
     def _fitting(self, counted: list[Spend], spend: Spend) -> int:
         def cost(rounds: int) -> float:

@@ -103,7 +103,8 @@ class HistoryFile:
                     self._where, need=f"{name}={header.get(name)!r}, as it was created",
                     found=f"{name}={self._header[name]!r}",
                     fix=f"Open it with {name}={header.get(name)!r}. A budget cannot be widened "
-                    'after the fact; explore with label="simulation", which has its own.')
+                    "after the fact; one with another label= is another budget, for simulations "
+                    "and public data.")
         self._known = history
         return history
 

@@ -255,10 +255,11 @@ class IndividualBudget:
             if not clipped:
                 raise BudgetError(
                     "an individual budget", need=f"group {group.name!r} clipped to its own bound, "
-                    "one by one, as the plan has it", found="a wider bound",
+                    f"one by one, as the plan has it, for {dim} values", found="a wider bound",
                     fix="Use fs.algorithms.fed_sgd(..., record_bounds=plan.record_bounds(...)) and "
                     "the default clip(..., unit='record'); for clients with_client_bounds("
-                    "algorithm, plan.client_bounds(...)); or a plan of individual.sample(...).")
+                    f"algorithm, plan.client_bounds(..., dim={dim})); or a plan of "
+                    "individual.sample(...).")
 
     # -- what people ask ----------------------------------------------------------------------
 

@@ -435,7 +435,9 @@ def _checked(where: str, targets: Mapping[str, float], shares: Mapping[str, floa
     for name, target in targets.items():
         require(is_positive(target), where, "a positive target epsilon for each group",
                 f"{target!r} for {name!r}", "Give the epsilon that the run may cost a person.")
-    require(set(shares) == set(names) and all(
+    require(set(shares) == set(names), where, f"a share for each of {names}",
+            f"{list(shares)}"[:100], "Give both the same names.")
+    require(all(
         isinstance(share, int | float | np.number) and 0 <= share <= 1
         for share in shares.values()) and abs(math.fsum(shares.values()) - 1) < 1e-6, where,
         "a share from 0 to 1 for each group, adding up to 1", f"{dict(shares)!r}"[:100],

@@ -103,10 +103,11 @@ def downwards(value: float | None, digits: int = 4) -> str:
 def _summary(values: Mapping[str, Any]) -> Section:
     run, data, dp = values["run"], values["data"], values["guarantee"]
     rounds = len(values["rounds"])
+    owned = "" if data["unit"] == "record" else f"{data['unit']} "
     what = (
         f"{run['model']} was trained with {run['algorithm']} for {rounds} "
         f"round{'' if rounds == 1 else 's'} on the {data['name']} data: {data['records']:,} "
-        f"{data['unit']} records at {run['clients_asked']} {data['client_unit']}s."
+        f"{owned}records at {run['clients_asked']} {data['client_unit']}s."
     )
     blocks: list[Any] = [what]
     if run["mode"] == "simulation":
@@ -118,6 +119,8 @@ def _summary(values: Mapping[str, Any]) -> Section:
             "This run claims no differential privacy: the model may reveal single "
             f"{data['unit']}s. Nothing below bounds that."))
         return Section("Summary", tuple(blocks))
+    if not rounds:
+        blocks.append(Note("No round has been run: nothing was released yet, so nothing is lost."))
     blocks.append(
         f"Each {dp['unit']} is protected by differential privacy with epsilon "
         f"{upwards(dp['epsilon'])} at delta {dp['dp_delta']:g} against everyone who sees the "

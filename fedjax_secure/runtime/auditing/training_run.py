@@ -239,6 +239,14 @@ def _opponents(data: FederatedDataset, number: np.ndarray, per_record: bool) -> 
 
 def _leaving_out(selection: Selection, absent: np.ndarray) -> Selection:
     """The selection as it draws from a dataset in which some rows are not."""
+    if selection.by_group is not None:  # known by their numbers, and drawn by coins of their own
+        def among_all(secrets: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
+            cohort = selection.draw(secrets, round, candidates, state)
+            rows = tuple(drawn[~np.isin(drawn, absent)] for drawn in cohort.indices)
+            return cohort._replace(indices=rows)
+
+        return selection._replace(draw=among_all)
+
     def draw(secrets: Source, round: int, candidates: Candidates, state: Any) -> Cohort:
         offsets = np.asarray(candidates.offsets, np.int64)
         kept = np.delete(np.arange(offsets[-1]), absent)

@@ -153,8 +153,7 @@ class Journal:
             raise ResumeError(
                 "resuming", need="the settings that the run began with: "
                 + _listed(changed, found), found=_listed(changed, wanted),
-                fix="Build the federation as before (rounds and target_epsilon set its noise), or "
-                    "choose another folder for a new run.")
+                fix="Build the federation as before, or choose another folder for a new run.")
         return True
 
     def secrets(self, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
@@ -283,6 +282,11 @@ class Journal:
         state = jax.tree.unflatten(treedef, arrays)._replace(round=int(stored["round"]))
         return state, self._records(stored["record"], last)
 
+    def records(self) -> list[RoundRecord]:
+        """Those of all finished rounds."""
+        last = self.last_round()
+        return self._records(self._read(self._state(last))["record"], last) if last else []
+
     def _records(self, newest: str, last: int) -> list[RoundRecord]:
         # The list of records is written after the state: a kill in between loses its last line,
         # which the state's own file still has, or leaves half of one.
@@ -327,10 +331,23 @@ class Journal:
                                f"{os.fspath(self.folder)}.")
 
 
+#: Digests of compiled programs, which say nothing to a reader: what goes into them does.
+_PROGRAMS = {
+    "server optimiser": "certain settings of the server's step (its optimiser, learning rate and "
+                        "what the chain makes of sums)",
+    "clients' work": "certain settings of the clients' work (their optimiser, learning rate, "
+                     "epochs, batches)",
+    "groups": "certain groups",
+    "client bounds": "certain bounds for clients",
+    "record bounds": "certain bounds for records",
+}
+
+
 def _listed(names: Sequence[str], values: Mapping[str, Any]) -> str:
     # A digest of private records is not for messages, which end up in notebooks.
-    parts = ["certain data" if name == "data" else f"{name}={values.get(name)!r}" for name in names]
-    return ", ".join(part if len(part) <= 90 else part[:87] + "..." for part in parts)
+    hidden = {"data": "certain data", **_PROGRAMS}
+    parts = [hidden.get(name, f"{name}={values.get(name)!r}") for name in names]
+    return ", ".join(part if len(part) <= 130 else part[:127] + "..." for part in parts)
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -3,7 +3,15 @@
 from .chain import check_private, planned_chain
 from .individual import require_individual
 from .manifest import manifest_of
-from .spending import cost_of, figures_of, require_first_release, spend_of, spent_rounds
+from .spending import (
+    cost_of,
+    figures_of,
+    require_first_release,
+    require_paid,
+    spend_of,
+    spent_rounds,
+)
 
 __all__ = ["check_private", "cost_of", "figures_of", "manifest_of", "planned_chain",
-           "require_first_release", "require_individual", "spend_of", "spent_rounds"]
+           "require_first_release", "require_individual", "require_paid", "spend_of",
+           "spent_rounds"]

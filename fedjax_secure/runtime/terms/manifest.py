@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+
+import numpy as np
 
 from ... import __version__
 from ...core import Spec
@@ -33,7 +36,14 @@ def manifest_of(rounds: Rounds, spec: Spec, states: dict[str, Any], *, seed: int
         "seed": seed,
         "ledger": ledger, **_settled(spec),
         **({"groups": selection.by_group.digest} if selection.by_group else {}),
+        **{name: _digest(bounds) for name, bounds in (
+            ("client bounds", algorithm.client_bounds), ("record bounds", algorithm.record_bounds))
+           if bounds is not None},
     }
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
 
 
 def _settled(spec: Spec) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def spend_of(spec: Spec, data: FederatedDataset, budget: Budget | None) -> Spend
         raise BudgetError(
             "the federation", need=f"a budget of adjacency {spec.adjacency!r}, which this chain's "
             "guarantee is of", found=repr(budget.adjacency), fix=f"Open it with {how}.")
-    _warn_of_delta(unit, spec.sum_terms,
+    _warn_of_delta(unit, len(data.y) if spec.unit == "record" else data.num_clients,
                    budget.dp_delta if isinstance(budget, Budget) else budget.plan.dp_delta)
     # A Gaussian needs no parameters besides.
     kind = {} if mechanism.kind == "gaussian" else {
@@ -139,6 +139,21 @@ def spent_rounds(budget: Budget, run_id: str) -> list[int | None]:
         elif entry.run_id == run_id:
             spent.append(entry.round)
     return spent
+
+
+def require_paid(budget: Budget | IndividualBudget, run_id: str, finished: int) -> None:
+    """Refuse to go on with a run whose finished rounds another budget has paid for.
+
+    Raises:
+        BudgetError: some of them are in no entry of this one.
+    """
+    paid = {entry.round for entry in budget.entries() if entry.run_id == run_id}
+    missing = [number for number in range(1, finished + 1) if number not in paid]
+    if missing:
+        raise BudgetError(
+            "a federation that goes on", need="the budget that paid for its finished rounds",
+            found=f"one that does not know {len(missing)} of {finished}", fix="Open the budget of "
+            "the earlier rounds, with the same label and folder.")
 
 
 def figures_of(spec: Spec, spend: Spend, budget: Budget, *, rounds: int, answered: int,
