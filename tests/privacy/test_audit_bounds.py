@@ -269,6 +269,9 @@ def result(**changes):
 def test_a_result_says_what_it_shows_and_what_it_does_not():
     text = str(result())
     assert text.startswith("Not refuted") and "A better attack may show more." in text
+    few = str(result(attainable=1.5))
+    assert "could not have refuted" in few and "all right show 1.5" in few
+    assert "A better attack" in str(result(attainable=9.0))
     assert "epsilon at least" in text and "1,000 canaries, 10 rounds" in text
     assert result(epsilon=9.0).verdict.startswith("REFUTED: epsilon is at least 9, and 8")
     assert result(gaussian_epsilon=9.5).refuted and "9.5" in result(gaussian_epsilon=9.5).verdict

@@ -31,6 +31,8 @@ class AuditResult:
         confidence: of the bound.
         gaussian_epsilon: a sharper lower bound that holds if the trade-off curve is a Gaussian's;
             None where the accountant claims no such curve.
+        attainable: the bound if every guess had been right: an audit of few canaries cannot refute
+            a larger claim, however wrong. None where that was not computed.
         mode: ``"simulation"``: audits run on seeds.
 
     Example:
@@ -56,6 +58,7 @@ class AuditResult:
     dp_delta: float
     confidence: float
     gaussian_epsilon: float | None = None
+    attainable: float | None = None
     adjacency: str = "add_remove"
     mode: str = "simulation"
 
@@ -85,9 +88,13 @@ class AuditResult:
             shown = self.epsilon if self.epsilon > self.claimed_epsilon else self.gaussian_epsilon
             return (f"REFUTED: epsilon is at least {shown:.3g}, and {self.claimed_epsilon:.3g} is "
                     f"claimed, at dp_delta {self.dp_delta:g} (confidence {sure}).")
-        return (f"Not refuted: this attack shows epsilon of at least {self.epsilon:.3g} of the "
-                f"claimed {self.claimed_epsilon:.3g}, at dp_delta {self.dp_delta:g} (confidence "
-                f"{sure}). A better attack may show more.")
+        found = (f"Not refuted: this attack shows epsilon of at least {self.epsilon:.3g} of the "
+                 f"claimed {self.claimed_epsilon:.3g}, at dp_delta {self.dp_delta:g} (confidence "
+                 f"{sure}). ")
+        if self.attainable is not None and self.attainable <= self.claimed_epsilon:
+            return (f"{found}It could not have refuted it: with this many canaries even guesses "
+                    f"that are all right show {self.attainable:.3g}. Take more canaries or runs.")
+        return f"{found}A better attack may show more."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a report or a file; ``AuditResult(**d)`` reads them back."""
@@ -104,6 +111,8 @@ class AuditResult:
             ("evidence", f"{self.evidence} ({self.method})"),
             ("epsilon at least", f"{self.epsilon:.3g}"),
         ]
+        if self.attainable is not None:
+            lines.append(("at best", f"{self.attainable:.3g}, had every guess been right"))
         if self.gaussian_epsilon is not None:
             lines.append(("if Gaussian, at least", f"{self.gaussian_epsilon:.3g} (holds if the "
                           "trade-off curve is a Gaussian's, as the accountant claims)"))

@@ -112,10 +112,15 @@ def one_run_result(
     runs, canaries = scores.shape
     if counts is None:
         counts = counts_ladder(scores.size, two_sided=spec.sampling_rate == 1.0)
-    bound = partial(one_run_bound, scores.ravel(), included.ravel(), dp_delta=dp_delta,
+    bound = partial(one_run_bound, included=included.ravel(), dp_delta=dp_delta,
                     confidence=confidence, counts=counts)
-    found = bound()
-    gaussian = bound(epsilon_of=one_run_gaussian_epsilon) if claims_gaussian(spec) else None
+    found = bound(scores.ravel())
+    all_right = np.where(included.ravel(), 1.0, -1.0)
+    gaussian, attainable = None, bound(all_right).epsilon
+    if claims_gaussian(spec):
+        gaussian = bound(scores.ravel(), epsilon_of=one_run_gaussian_epsilon)
+        attainable = max(
+            attainable, bound(all_right, epsilon_of=one_run_gaussian_epsilon).epsilon)
     evidence = (f"{found.tally.correct:,} of {found.tally.guesses:,} guesses right; "
                 f"{found.tried} number{'s' if found.tried > 1 else ''} of guesses fixed before "
                 f"the scores, confidence corrected")
@@ -124,7 +129,8 @@ def one_run_result(
         canaries=canaries, runs=runs, rounds=rounds, evidence=evidence,
         epsilon=found.epsilon, claimed_epsilon=claimed_epsilon(spec, rounds, dp_delta),
         dp_delta=dp_delta, confidence=confidence,
-        gaussian_epsilon=None if gaussian is None else gaussian.epsilon, mode="simulation")
+        gaussian_epsilon=None if gaussian is None else gaussian.epsilon,
+        attainable=attainable, mode="simulation")
 
 
 def many_runs_result(

@@ -70,7 +70,7 @@ class Planted(NamedTuple):
 def audit(
     run: Simulation | Federation, *, rounds: int, canaries: int | None = None, runs: int = 1,
     canary: Canary = "gradient", view: View = "white_box", background: Background | None = None,
-    dp_delta: float = 1e-5, confidence: float = 0.95,
+    dp_delta: float | None = None, confidence: float = 0.95,
     counts: Sequence[tuple[int, int]] | None = None, seed: int = 0,
 ) -> AuditResult:
     """Attack a whole federation with canaries in a training run of it.
@@ -103,7 +103,8 @@ def audit(
             mislabelled canaries), send nothing (``"silent"``, the default of gradient canaries and
             the worst case that a guarantee has to cover), or push against canaries
             (``"opposed"``), which shows where one unit's presence pushes another out.
-        dp_delta: at which both epsilons are stated. Well below one over the number of canaries.
+        dp_delta: at which both epsilons are stated. None takes that of the federation's budget,
+            and 1e-5 where there is none. Well below one over the number of canaries.
         confidence: of the bound.
         counts: numbers of guesses to try, (positive, negative) each; None takes
             :func:`fedjax_secure.privacy.audit.counts_ladder`.
@@ -137,6 +138,9 @@ def audit(
     spec = run.spec
     background = background or ("silent" if canary == "gradient" else "real")
     _check(spec, rounds, runs, canary, view, background)
+    if dp_delta is None:
+        budget = getattr(run, "budget", None)
+        dp_delta = 1e-5 if budget is None else float(getattr(budget, "plan", budget).dp_delta)
     claimed_epsilon(spec, rounds, dp_delta)  # refuses what has no claim before anything runs
     inside = run.rounds if isinstance(run, Simulation) else run
     aggregation, selection = without_opener(inside.aggregation), inside.selection
