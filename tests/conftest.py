@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 
 # Before JAX starts, and inherited by every process that a test starts.
@@ -16,6 +17,11 @@ os.environ["FEDJAX_SECURE_HOME"] = _session_home.name
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _session_home.name + "/compiled")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# Where Python is told to leave no bytecode beside its sources, each process that a test starts
+# would read JAX's sources again, for seven seconds. It is kept in the session's folder instead.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _session_home.name + "/bytecode"
+    sys.dont_write_bytecode = False
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
