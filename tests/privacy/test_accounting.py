@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from functools import reduce
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedjax_secure.core.errors import SpecError
@@ -93,9 +94,16 @@ def test_replacing_one_doubles_the_sensitivity():
                 accountant="rdp", adjacency="replace_one")
 
 
-@pytest.mark.parametrize("multiplier", [0.6, 1.1, 4.0])
-@pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
-@pytest.mark.parametrize("rounds, dp_delta", [(1, 1e-5), (40, 1e-6), (200, 1e-4)])
+def corners_and_middle():
+    """A grid of 27: its middle plane always, and the corners of the others; peers are slow."""
+    for multiplier, rate, (rounds, dp_delta) in itertools.product(
+            (0.6, 1.1, 4.0), (0.01, 0.3, 1.0), ((1, 1e-5), (40, 1e-6), (200, 1e-4))):
+        always = rounds == 40 or (multiplier != 1.1 and rate == (0.01 if rounds == 1 else 1.0))
+        yield pytest.param(multiplier, rate, rounds, dp_delta,
+                           marks=[] if always else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("multiplier, rate, rounds, dp_delta", list(corners_and_middle()))
 def test_epsilon_over_a_grid_is_that_of_dp_accounting(multiplier, rate, rounds, dp_delta):
     setting = {"noise_multiplier": multiplier, "sampling_rate": rate, "rounds": rounds,
                "dp_delta": dp_delta}
@@ -219,7 +227,7 @@ def test_calibrate_solves_for_any_one(wanted, how):
 def test_a_target_that_full_participation_meets_needs_no_sampling():
     assert calibrate(dp_delta=1e-5, target_epsilon=9.0, noise_multiplier=2.0, rounds=1) == 1.0
     assert calibrate(dp_delta=1e-5, target_epsilon=1.0, noise_multiplier=1e5,
-                     sampling_rate=0.01) == 1_000_000
+                     sampling_rate=0.01, accountant="rdp") == 1_000_000
 
 
 # What must hold of any account
@@ -239,7 +247,7 @@ def of_kind(kind, noise, rate, count) -> Spend:
     return Spend(None, rate, "patient", count, kind=kind, parameters=parameters)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(kind=kinds, **numbers)
 def test_less_noise_more_sampling_more_rounds_and_less_delta_cost_more(
         kind, multiplier, rate, rounds, dp_delta):
@@ -256,6 +264,7 @@ def test_less_noise_more_sampling_more_rounds_and_less_delta_cost_more(
 
 
 @settings(max_examples=25)
+@example(parts=[("gaussian", 1.0, 0.1, 1), ("skellam", 3.0, 0.1, 1)], cut=1)
 @given(parts=st.lists(st.tuples(kinds, st.floats(1, 8), st.sampled_from([0.1, 0.5, 1.0]),
                                 st.integers(1, 9)), min_size=2, max_size=4),
        cut=st.integers(1, 3))
@@ -266,11 +275,14 @@ def test_composition_does_not_depend_on_order_or_grouping(parts, cut):
     split = [dataclasses.replace(one, count=1) for one in spends for _ in range(one.count)]
     assert compose(split[cut:] + split[:cut], 1e-5) == pytest.approx(whole, rel=2e-3, abs=1e-9)
     assert whole >= max(compose([one], 1e-5) for one in spends) * (1 - 2e-3)
-    total_of_parts = sum(compose([one], 1e-5 / len(spends)) for one in spends)
-    assert whole <= total_of_parts * (1 + 2e-3) + 1e-6  # never above simple composition
+    # Never above simple composition of parts by the same accountant; Skellam noise has only "rdp".
+    accountant = "rdp" if any(one.kind == "skellam" for one in spends) else "pld"
+    total_of_parts = sum(compose([one], 1e-5 / len(spends), accountant=accountant)
+                         for one in spends)
+    assert whole <= total_of_parts * (1 + 2e-3) + 1e-6
 
 
-@settings(max_examples=15)
+@settings(max_examples=5)
 @given(target=st.floats(0.1, 12), rate=st.floats(0.01, 1.0), rounds=st.integers(1, 200))
 def test_calibrate_inverts_epsilon(target, rate, rounds):
     run = {"dp_delta": 1e-5, "sampling_rate": rate, "rounds": rounds}
