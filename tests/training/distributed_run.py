@@ -1,9 +1,10 @@
 """What test_distributed runs: in one process of two devices, and in two processes of one each.
 
-    python distributed_run.py FILE PORT PROCESS
+    python distributed_run.py FILE PORT PROCESS PARTS
 
 joins the process at 127.0.0.1:PORT as number PROCESS of two, makes the same calls as the other, and
-writes what it got to FILE (``.npz``).
+writes what it got to FILE (``.npz``). PARTS is "all", or "few" without the parts that take most of
+the time to compile: noise in lanes, and clients' states.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def results() -> dict[str, np.ndarray]:
+def results(parts: str) -> dict[str, np.ndarray]:
     """Simulations, evaluation, and the engine by itself, on all of JAX's two devices."""
     import fedjax_secure as fs
     from fedjax_secure.training import Engine, Rows, Total
@@ -41,12 +42,14 @@ def results() -> dict[str, np.ndarray]:
                                  selection=half)
     scores = simulation.evaluate(state)
     found["evaluation"] = np.stack([scores.accuracy, scores.auc, scores.loss])
-    private = fs.chain(fs.privacy.clip(1.0), fs.privacy.quantise(bits=24),
-                       fs.privacy.discrete_gaussian(1.0))
-    simulate("noise in lanes", fs.algorithms.fed_avg(0.1), private, layout="lanes", num_lanes=3)
-    simulation, state = simulate("clients' states", fs.algorithms.ditto(0.1, lam=0.5),
-                                 selection=half, chunk_clients=3)
-    found["personal models"] = simulation.personal(state)(range(data.num_clients))
+    if parts == "all":
+        private = fs.chain(fs.privacy.clip(1.0), fs.privacy.quantise(bits=24),
+                           fs.privacy.discrete_gaussian(1.0))
+        simulate("noise in lanes", fs.algorithms.fed_avg(0.1), private, layout="lanes",
+                 num_lanes=3)
+        simulation, state = simulate("clients' states", fs.algorithms.ditto(0.1, lam=0.5),
+                                     selection=half, chunk_clients=3)
+        found["personal models"] = simulation.personal(state)(range(data.num_clients))
 
     engine = Engine(model, data, batch_size=8)
     indices = [data.rows(c) for c in range(data.num_clients)]
@@ -80,8 +83,8 @@ def refusals() -> None:
 
 
 if __name__ == "__main__":
-    file, port, process = sys.argv[1], *map(int, sys.argv[2:])
+    file, port, process, parts = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
     assert jax.process_count() == 2
     refusals()
-    np.savez(file, **results())
+    np.savez(file, **results(parts))
