@@ -116,7 +116,13 @@ class Round:
                 for name, payload in zip(CLIENTS, wire, strict=True)]
 
 
-@pytest.fixture(scope="module", params=CHAINS)
+#: Their stages are in a longer chain of the list too.
+WITHIN_OTHERS = {"client, noise", "record, public key"}
+
+
+@pytest.fixture(scope="module", params=[
+    pytest.param(name, marks=[pytest.mark.slow] if name in WITHIN_OTHERS else [])
+    for name in CHAINS])
 def round_(request):
     made = Round(CHAINS[request.param]())
     yield made

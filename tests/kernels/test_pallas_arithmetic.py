@@ -56,7 +56,8 @@ def equal(operation, *operands):
 MODULI = modular.Moduli(modular.ntt_primes(64, 30, 2), 64)
 
 
-@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize(
+    "x64", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["x32", "x64"])
 def test_arithmetic_equals_python_integers(x64):
     rng = np.random.default_rng(5)
     a, b = residues(rng, MODULI, (64, 3)), residues(rng, MODULI, (64, 3))

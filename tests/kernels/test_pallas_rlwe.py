@@ -95,7 +95,8 @@ def test_encryption_of_extreme_words_and_residues():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize(
+    "x64", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["x32", "x64"])
 def test_phase_equals_the_reference(x64):
     secret, public, lanes, stream = case(TOY, CODE, 3, seed=4)
     message = reference.encode(lanes, params=TOY, encoding=CODE)

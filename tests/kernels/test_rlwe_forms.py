@@ -26,7 +26,7 @@ def columns(fresh, params, batch, select):
     return np.ascontiguousarray(fresh.reshape(5, params.ring_degree, batch)[..., select]).ravel()
 
 
-ONE_X64, SLOW = cases.BLOCK_CASES[0], (cases.BLOCK_CASES[2], cases.BLOCK_CASES[4])
+ONE_X64, SLOW = cases.BLOCK_CASES[0], cases.BLOCK_CASES[2:]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_batch_equals_its_polynomials_one_by_one(case, x64):
     np.testing.assert_array_equal(np.asarray(opened.lanes), lanes)
 
 
-@pytest.mark.parametrize("batch", [2, 17])
+@pytest.mark.parametrize("batch", [pytest.param(2, marks=pytest.mark.slow), 17])
 def test_vmap_equals_one_by_one(batch):
     """Few columns of each client are set side by side; many go one client after the other."""
     params, code = rlwe.parameters("rlwe-4096-60"), cases.BLOCK_CASES[0].encoding
