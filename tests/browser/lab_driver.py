@@ -22,8 +22,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import nbformat
-
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "journey"
 SETTINGS = {
@@ -58,6 +56,8 @@ def chromium() -> str | None:
 
 def write_notebook(path: Path, cells: Sequence[str]) -> None:
     """A notebook with these code cells, for the kernel of this environment."""
+    import nbformat  # takes seconds, in every process that only collects the tests
+
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
                                        "language": "python"}

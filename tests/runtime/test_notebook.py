@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from fedjax_secure.core.errors import ParameterError
 from fedjax_secure.runtime import notebook, notebook_parameters
@@ -43,13 +41,17 @@ display(HTML("<b id='picture'>static</b>"))
 '''
 
 
+# nbformat is imported where it is used: it takes seconds, also where tests are only collected.
 def write_notebook(folder: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
+    from nbformat import write
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
     content = new_notebook(cells=[new_markdown_cell("# A plan with $x^2$")])
     if parameters is not None:
         content.cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     content.cells += [new_code_cell(cell) for cell in cells]
     path = folder / "plan.ipynb"
-    nbformat.write(content, path)
+    write(content, path)
     return path
 
 
@@ -203,14 +205,16 @@ def test_the_check_for_fetches_can_fail():
 
 
 def test_live_widgets_leave_the_report_and_their_pictures_stay(tmp_path):
+    import nbformat
+
     view = {"version_major": 2, "version_minor": 0, "model_id": "1"}
     data = [
         {notebook.WIDGET_MIME: view, "text/plain": "VBox(children=())"},
         {notebook.WIDGET_MIME: view, "text/plain": "Image()", "text/html": "<i>picture</i>"},
     ]
-    cell = new_code_cell("dashboard")
+    cell = nbformat.v4.new_code_cell("dashboard")
     cell.outputs = [nbformat.v4.new_output("display_data", data=member) for member in data]
-    content = new_notebook(cells=[cell])
+    content = nbformat.v4.new_notebook(cells=[cell])
     content.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
     path = tmp_path / "executed.ipynb"
     nbformat.write(content, path)
@@ -222,6 +226,8 @@ def test_live_widgets_leave_the_report_and_their_pictures_stay(tmp_path):
 
 
 def test_a_failing_notebook_keeps_what_ran_and_says_where(tmp_path):
+    import nbformat
+
     plan = write_notebook(tmp_path, "print('reached')", "x = 1\nraise ValueError('too few')", "1")
     output = tmp_path / "executed.ipynb"
     with pytest.raises(notebook.NotebookError) as caught:

@@ -10,9 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from PIL import Image
 
 import fedjax_secure as fs
@@ -242,6 +240,9 @@ dashboard
 
 
 def test_a_notebook_without_a_browser_has_the_picture(monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
     root = str(Path(fs.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.path.join(root, "kernels")]))
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS.split("----\n")]
