@@ -29,15 +29,16 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def value_and_gradients(function, *arrays):
+def traced_gradients(function, *arrays):
     """The value, and the gradients of its product with a fixed array."""
+    value, back = jax.vjp(function, *arrays)
+    return value, *back(normal(9, *value.shape))
 
-    @jax.jit
-    def both(arrays):
-        value, back = jax.vjp(function, *arrays)
-        return value, *back(normal(9, *value.shape))
 
-    return both(arrays)
+def value_and_gradients(function, *arrays):
+    """The same, compiled."""
+    found = jax.jit(partial(traced_gradients, function))(*arrays)
+    return [np.asarray(array) for array in found]
 
 
 def reference_conv(x, kernel, strides, padding):
@@ -47,7 +48,6 @@ def reference_conv(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
 def bounds_of(x, kernel, strides, padding):
     """The sums of absolute products of the value and of both gradients."""
     function = partial(reference_conv, strides=strides, padding=padding)
@@ -57,11 +57,15 @@ def bounds_of(x, kernel, strides, padding):
 
 def assert_like_xla(x, kernel, strides, padding):
     """Value and both gradients agree, each to the tolerance of its own sum."""
-    want = value_and_gradients(partial(reference_conv, strides=strides, padding=padding), x, kernel)
-    ours = partial(conv, strides=strides, padding=padding, implementation="products")
-    got = value_and_gradients(ours, x, kernel)
-    bounds = bounds_of(x, kernel, strides, padding)
-    for ours, theirs, bound in zip(got, want, bounds, strict=True):
+    conv_settings = {"strides": strides, "padding": padding}
+
+    @jax.jit  # one program: each by itself takes longer to compile
+    def all_three(x, kernel):
+        want = traced_gradients(partial(reference_conv, **conv_settings), x, kernel)
+        ours = partial(conv, implementation="products", **conv_settings)
+        return traced_gradients(ours, x, kernel), want, bounds_of(x, kernel, strides, padding)
+
+    for ours, theirs, bound in zip(*jax.tree.map(np.asarray, all_three(x, kernel)), strict=True):
         assert ours.shape == theirs.shape and ours.dtype == jnp.float32
         assert np.all(abs(ours - theirs) <= TOLERANCE * (bound + 1))
 
@@ -117,7 +121,7 @@ def test_three_by_three_windows_are_winograds_and_others_are_not(monkeypatch):
         ((5, 5), 32, 1),
     ]:
         x, kernel = normal(1, 2, 9, 9, channels), normal(2, *window, channels, channels)
-        conv(x, kernel, strides=strides, implementation="products")
+        jax.eval_shape(partial(conv, strides=strides, implementation="products"), x, kernel)
     assert calls == [(3, 3, 32, 32)]
 
 
@@ -291,13 +295,14 @@ def test_the_lstm_is_flaxs():
             }
         return nn.RNN(nn.LSTMCell(features)).apply({"params": {"cell": cell}}, x)
 
-    got, pull = jax.vjp(lambda x, p: layer.apply({"params": p}, x), x, params)
-    want, pull_theirs = jax.vjp(theirs, x, params)
-    np.testing.assert_allclose(got, want, atol=1e-5)
-    cotangent = normal(2, *want.shape)
-    for ours, other in zip(
-        jax.tree.leaves(pull(cotangent)), jax.tree.leaves(pull_theirs(cotangent)), strict=True
-    ):
+    @partial(jax.jit, static_argnums=0)
+    def gradients(function, x, params):
+        return traced_gradients(function, x, params)
+
+    got = gradients(lambda x, p: layer.apply({"params": p}, x), x, params)
+    want = gradients(theirs, x, params)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5)
+    for ours, other in zip(jax.tree.leaves(got[1:]), jax.tree.leaves(want[1:]), strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-4)
 
 

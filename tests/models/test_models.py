@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,40 @@ MODELS = {
 TOKENS = {"char_lstm"}
 
 
+#: Its compilation takes several seconds; what it has of its own is in the tests of gradients.
+SLOW = {"resnet"}
+
+
 @pytest.fixture(params=MODELS)
 def model_and_dim(request):
     return MODELS[request.param]
+
+
+@pytest.fixture(params=[
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS])
+def model_of_few_layers(request):
+    return MODELS[request.param][0]
+
+
+@cache
+def forward(model):
+    """Compiled once for all tests: operation by operation a network takes a hundred times that."""
+
+    @jax.jit
+    def run(params, x, y):
+        logits = model.apply(params, x)
+        return logits, model.probabilities(logits), model.loss(params, x, y)
+
+    return run
+
+
+def summed_loss(model):
+    return jax.value_and_grad(lambda flat, x, y: jnp.sum(model.loss(model.unravel(flat), x, y)))
+
+
+@cache
+def compiled_gradient(model):
+    return jax.jit(summed_loss(model))
 
 
 def somewhere(model):
@@ -67,7 +100,7 @@ def test_dim_and_flat_view(model_and_dim):
     params, flat = somewhere(model)
     np.testing.assert_array_equal(model.ravel(params), flat)
     start = model.init(jax.random.key(3))
-    again = model.unravel(model.ravel(start))
+    again = jax.jit(lambda params: model.unravel(model.ravel(params)))(start)
     assert jax.tree.structure(again) == jax.tree.structure(start)
     jax.tree.map(np.testing.assert_array_equal, again, start)
     assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {np.dtype("float32")}
@@ -90,8 +123,7 @@ def test_the_loss_is_the_cross_entropy_of_the_probabilities(model_and_dim):
     params, _ = somewhere(model)
     x, y = records(model)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        probabilities = np.asarray(model.probabilities(model.apply(params, x)))
-        loss = np.asarray(model.loss(params, x, y))
+        _, probabilities, loss = map(np.asarray, forward(model)(params, x, y))
     assert probabilities.shape == (7, model.num_classes) and loss.shape == (7,)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(loss, -np.log(probabilities[np.arange(7), y]), atol=1e-5)
@@ -103,14 +135,15 @@ def test_gradients_are_those_of_a_finite_difference(model_and_dim):
     model, _ = model_and_dim
     params, flat = somewhere(model)
     x, y = records(model, 2)
-    at = jax.jit(lambda flat: jnp.sum(model.loss(model.unravel(flat), x, y)))
-    grad = np.asarray(jax.jit(jax.grad(at))(flat), np.float64)
+    at = compiled_gradient(model)
+    grad = np.asarray(at(flat, x, y)[1], np.float64)
     assert np.isfinite(grad).all() and grad.any()
     rng = np.random.default_rng(2)
     for _ in range(8):
         way = rng.normal(size=model.dim)
         way = (way / np.linalg.norm(way)).astype(np.float32)
-        slope = (float(at(flat + 1e-2 * way)) - float(at(flat - 1e-2 * way))) / 2e-2
+        above, below = (float(at(flat + by * way, x, y)[0]) for by in (1e-2, -1e-2))
+        slope = (above - below) / 2e-2
         assert abs(slope - grad @ way) < 2e-2 + 5e-3 * np.linalg.norm(grad)
 
 
@@ -118,7 +151,7 @@ def test_records_do_not_affect_each_other(model_and_dim):
     model, _ = model_and_dim
     params, _ = somewhere(model)
     x, y = records(model)
-    loss = jax.jit(model.loss)
+    loss = lambda *given: forward(model)(*given)[2]  # noqa: E731
     together = loss(params, x, y)
     alone = [loss(params, x[i : i + 1], y[i : i + 1])[0] for i in range(2)]
     np.testing.assert_allclose(together[:2], alone, atol=1e-5, rtol=1e-5)
@@ -126,8 +159,8 @@ def test_records_do_not_affect_each_other(model_and_dim):
     np.testing.assert_allclose(loss(params, others, y)[:2], together[:2], atol=1e-5, rtol=1e-5)
 
 
-def test_training_inside_a_loop_lowers_the_loss(model_and_dim):
-    model, _ = model_and_dim
+def test_training_inside_a_loop_lowers_the_loss(model_of_few_layers):
+    model = model_of_few_layers
     x, y = records(model, 12)
     start = model.init(jax.random.key(1))
 
@@ -144,43 +177,38 @@ def test_training_inside_a_loop_lowers_the_loss(model_and_dim):
     assert np.isfinite(after) and after < before - 0.01
 
 
-def test_gradients_over_lanes_of_parameters(model_and_dim):
+def test_gradients_over_lanes_of_parameters(model_of_few_layers):
     """Packed lanes: vmap over parameters and records gives what each lane gives alone."""
-    model, dim = model_and_dim
-    flats = jnp.stack([somewhere(model)[1] * scale for scale in (1.0, 0.5)])
+    model = model_of_few_layers
+    flats = np.stack([somewhere(model)[1] * np.float32(scale) for scale in (1.0, 0.5)])
     x, y = records(model, 4)
     x, y = x.reshape(2, 2, -1), y.reshape(2, 2)
-
-    def gradient(flat, x, y):
-        return jax.grad(lambda flat: model.loss(model.unravel(flat), x, y).mean())(flat)
-
-    together = jax.jit(jax.vmap(gradient))(flats, x, y)
-    alone = jax.jit(gradient)
-    assert together.shape == (2, dim)
+    _, together = jax.jit(jax.vmap(summed_loss(model)))(flats, x, y)
+    assert together.shape == (2, model.dim)
     for lane in range(2):
-        np.testing.assert_allclose(
-            together[lane], alone(flats[lane], x[lane], y[lane]), atol=1e-4, rtol=1e-3
-        )
+        _, alone = compiled_gradient(model)(flats[lane], x[lane], y[lane])
+        np.testing.assert_allclose(np.asarray(together)[lane], alone, atol=1e-4, rtol=1e-3)
 
 
 def test_pixels_are_divided_by_255_and_other_numbers_are_taken_as_they_are(model_and_dim):
     model, _ = model_and_dim
     params, _ = somewhere(model)
     rng = np.random.default_rng(3)
+    y = np.zeros(7, np.int32)
+    run = lambda x: forward(model)(params, x, y)  # noqa: E731
     if model.name in TOKENS:
-        x = rng.integers(0, model.num_classes, (2, model.num_features)).astype(np.int32)
-        same = [x.astype(np.uint8), x.astype(np.float32)]
+        x = rng.integers(0, model.num_classes, (7, model.num_features)).astype(np.int32)
+        same = {np.uint8: x, np.float32: x}
     else:
-        pixels = rng.integers(0, 256, (2, model.num_features)).astype(np.uint8)
+        pixels = rng.integers(0, 256, (7, model.num_features)).astype(np.uint8)
         x = (pixels / np.float32(255)).astype(np.float32)
-        same = [pixels]
-        whole = np.ones((2, model.num_features), np.int32)
-        np.testing.assert_array_equal(
-            model.apply(params, whole), model.apply(params, whole.astype(np.float32))
-        )
-    for other in same:
-        np.testing.assert_allclose(model.apply(params, other), model.apply(params, x), atol=1e-6)
-        assert model.loss(params, other, np.zeros(2, np.int32)).dtype == np.float32
+        same = {np.uint8: pixels}
+        whole = np.ones((7, model.num_features), np.int32)
+        np.testing.assert_allclose(run(whole)[0], run(whole.astype(np.float32))[0], atol=1e-6)
+    for dtype, other in same.items():
+        logits, _, loss = run(other.astype(dtype))
+        np.testing.assert_allclose(logits, run(x)[0], atol=1e-6)
+        assert loss.dtype == np.float32
 
 
 def test_known_numbers_of_parameters():
@@ -382,8 +410,9 @@ def test_slips_are_refused_when_the_model_is_made(words, module, settings):
 @pytest.mark.parametrize("name", MODELS)
 def test_no_records_give_no_logits(name):
     model, _ = MODELS[name]
-    params = model.init(jax.random.key(0))
-    nothing = jnp.zeros((0, model.num_features))
-    one = model.apply(params, jnp.zeros((1, model.num_features)))
-    assert model.apply(params, nothing).shape == (0, one.shape[1])
-    assert model.loss(params, nothing, jnp.zeros(0, jnp.int32)).shape == (0,)
+    params, _ = somewhere(model)
+    one = jax.eval_shape(model.apply, params, np.zeros((1, model.num_features), np.float32))
+    nothing = np.zeros((0, model.num_features), np.float32)
+    logits, probabilities, loss = forward(model)(params, nothing, np.zeros(0, np.int32))
+    assert logits.shape == (0, one.shape[1]) and probabilities.shape == (0, model.num_classes)
+    assert loss.shape == (0,)
