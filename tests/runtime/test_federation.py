@@ -455,8 +455,12 @@ def test_privacy_learns_almost_as_well_as_no_privacy():
     assert list(table["client"]) == [*data.clients, "all"]
 
 
-@pytest.mark.parametrize("encryption", ["lattice", "threshold", "off"])
-@pytest.mark.parametrize("model", ["logistic_regression", "mlp"])
+@pytest.mark.parametrize("model, encryption", [
+    ("logistic_regression", "lattice"), ("logistic_regression", "threshold"), ("mlp", "off"),
+    pytest.param("logistic_regression", "off", marks=pytest.mark.slow),
+    pytest.param("mlp", "lattice", marks=pytest.mark.slow),
+    pytest.param("mlp", "threshold", marks=pytest.mark.slow),
+])
 def test_the_plans_code_does_what_the_plan_does(tmp_path, monkeypatch, model, encryption):
     plan = _plan(rounds=1, model=model, encryption=encryption)
     digest, _ = _finish(plan)

@@ -65,7 +65,8 @@ def test_a_state_moves_each_round_and_clients_of_the_next_use_it(tmp_path):
     assert set(state.stage_states) == {"rotate", "adaptive_clip"}  # no table, no constant
 
 
-@pytest.mark.parametrize("trust", ["distributed", "central", "local"])
+@pytest.mark.parametrize(
+    "trust", ["distributed", "central", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_simulation_comes_to_the_federation_s_model_and_states(tmp_path, trust):
     simulation = fs.Simulation(LINEAR, DATA, fs.algorithms.fed_avg(0.1), _chain(trust), seed=2)
     for simulated, report in simulation.run(simulation.init(), rounds=2):
