@@ -15,7 +15,7 @@ DATA = fs.data.heart_disease()
 MODEL = fs.models.logistic_regression(DATA)
 NOISE = (fs.privacy.clip(1.0), fs.privacy.quantise(bits=24), fs.privacy.discrete_gaussian(1.0))
 AVERAGE = fs.algorithms.fed_avg(0.1)
-PLAN = fs.privacy.individual.sample(
+PLAN = fs.privacy.individual.scale(
     {"a": 0.5, "b": 2.0}, shares={"a": 0.5, "b": 0.5}, sampling_rate=0.1, rounds=2, dp_delta=1e-3)
 
 
