@@ -262,7 +262,7 @@ def _interrupt(*_):
 
 def test_another_server_optimiser_is_another_run(tmp_path):
     _finish(_plan(seed=None, rounds=2, encryption="off"), tmp_path, rounds=1)
-    with pytest.raises(ResumeError, match="server optimiser"):
+    with pytest.raises(ResumeError, match="server's step"):
         _plan(seed=None, rounds=2, encryption="off", learning_rate=0.25).build(tmp_path)
     simulations = [_plan(rounds=1, encryption="off", learning_rate=rate).build()
                    for rate in (0.5, 0.25)]
